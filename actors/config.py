@@ -15,15 +15,15 @@ class EngineConfig(Section):
 
     kind: Literal["vllm", "transformers", "simulated"] = "vllm"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_model_len: int = Field(1024, ge=16)
+    max_model_len: int = Field(default=1024, ge=16)
     """Prompt plus answer, in tokens."""
-    max_num_seqs: int = Field(64, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1)
     """Sequences decoded together."""
-    kv_cache_bytes: int | None = Field(1 << 30, ge=1 << 20)
+    kv_cache_bytes: int | None = Field(default=1 << 30, ge=1 << 20)
     """KV-cache memory; None lets a GPU engine take `gpu_memory_utilization` of the card."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    tensor_parallel_size: int = Field(1, ge=1)
-    threads: int = Field(1, ge=1)
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """CPU threads of one engine (CPU build only)."""
     cores: str | None = None
     """Explicit core list of the engine, e.g. "0" or "0-3"; None leaves placement to the operating system."""
@@ -34,10 +34,10 @@ class EngineConfig(Section):
 class SamplingConfig(Section):
     """How rollouts are drawn. Truncated sampling is refused: the learner could not mirror it."""
 
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")
     def _must_be_mirrored(self) -> SamplingConfig:
@@ -52,15 +52,15 @@ class SamplingConfig(Section):
 class RolloutConfig(Section):
     """The workers that sample."""
 
-    num_workers: int = Field(1, ge=1)
-    group_size: int = Field(8, ge=1)
+    num_workers: int = Field(default=1, ge=1)
+    group_size: int = Field(default=8, ge=1)
     """Answers per task."""
-    concurrent_groups: int = Field(8, ge=1)
+    concurrent_groups: int = Field(default=8, ge=1)
     """Groups one worker keeps in flight; bounded by tickets in any case."""
     engine: EngineConfig = EngineConfig()
     sampling: SamplingConfig = SamplingConfig()
-    num_gpus_per_worker: float = Field(0, ge=0)
-    num_cpus_per_worker: float = Field(1, ge=0)
+    num_gpus_per_worker: float = Field(default=0, ge=0)
+    num_cpus_per_worker: float = Field(default=1, ge=0)
     rules: tuple[str | dict[str, Any], ...] = ()
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
 
@@ -68,19 +68,19 @@ class RolloutConfig(Section):
 class ReplayConfig(Section):
     """How long sampled groups stay useful, and the exact share of a batch each source has."""
 
-    groups_per_update: int = Field(16, ge=1)
+    groups_per_update: int = Field(default=16, ge=1)
     """Prompt groups in one optimizer step, all sources together. The one batch unit; everything else is derived."""
-    max_age: int = Field(1, ge=0)
+    max_age: int = Field(default=1, ge=0)
     """Committed steps between sampling and training; older groups are not handed out. 0 is strictly on-policy."""
     quotas: dict[SourceName, Fraction] = Field(default_factory=dict)
     """Exact share of each batch's groups drawn from a source other than live, e.g. {"expert": "1/2"}."""
     max_uses: dict[SourceName, int] = Field(default_factory=dict)
     """How often one group may be trained on; absent: 1 for live, unlimited for expert, teacher and other_run."""
-    lease_timeout_s: float = Field(600.0, gt=0)
+    lease_timeout_s: float = Field(default=600.0, gt=0)
     """A lease not committed by then returns its groups."""
-    wait_timeout_s: float = Field(300.0, gt=0)
+    wait_timeout_s: float = Field(default=300.0, gt=0)
     """A wait (for a ticket, for a batch) that lasts longer raises StalledError with its reason."""
-    ticket_timeout_s: float = Field(600.0, gt=0)
+    ticket_timeout_s: float = Field(default=600.0, gt=0)
     """A ticket whose holder is silent for this long is taken back."""
 
     @model_validator(mode="after")
@@ -105,14 +105,14 @@ class ReplayConfig(Section):
 class WeightsConfig(Section):
     """How new weights reach the engines."""
 
-    publish_every: int = Field(1, ge=1)
+    publish_every: int = Field(default=1, ge=1)
     """Learner steps between two published versions."""
-    keep_versions: int = Field(2, ge=1)
+    keep_versions: int = Field(default=2, ge=1)
     """Versions kept in the store; older ones are deleted."""
     transport: Literal["shared_memory", "object_store"] = "shared_memory"
     directory: str | None = None
     """Folder of the shared-memory transport; None picks /dev/shm where there is one."""
-    probe_tolerance: float = Field(1e-3, gt=0)
+    probe_tolerance: float = Field(default=1e-3, gt=0)
     """Largest mean |engine - learner| log-prob (nats) of the probe after an activation; above it the worker is
     quarantined. bfloat16 engines need about 0.1."""
     clear_cache: bool = True

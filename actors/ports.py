@@ -121,6 +121,9 @@ class LearnerReplayPort(Protocol):
     async def commit(self, step: int, lease_id: str, *, dropped: Mapping[str, str] | None = None) -> None:
         """The optimizer step is done. `dropped` names groups that were not trained, with the reason (e.g. nan)."""
 
+    async def announce_version(self, version: PolicyVersion, step: int) -> None:
+        """Weights `version` contain `step` committed steps; told before anyone can sample with them."""
+
     async def seal(self, step: int) -> None:
         """The checkpoint that covers this step is durable."""
 

@@ -23,8 +23,8 @@ class Schedule(Section):
     kind: Literal["constant", "linear", "cosine", "step"] = "constant"
     start: float = 1.0
     end: float | None = None
-    steps: int = Field(0, ge=0)
-    warmup: int = Field(0, ge=0)
+    steps: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     complemented: bool = False
     """The value is 1 minus the schedule: the other side of a convex mixture."""
 
@@ -63,14 +63,18 @@ class LossParams(Section):
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments of the torch function."""
+        return self.model_dump(exclude={"name"})
+
 
 class ClippedSurrogate(LossParams):
     """Policy-gradient surrogate with separate ratio bounds (PPO; DAPO's clip-higher)."""
 
     name: Literal["clipped_surrogate"] = "clipped_surrogate"
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
-    dual_clip: float | None = Field(None, gt=1)
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.2, gt=0)
+    dual_clip: float | None = Field(default=None, gt=1)
     """Bounds the loss of negative-advantage tokens whose ratio explodes; None is plain PPO."""
     needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
 
@@ -85,11 +89,19 @@ class NegativeLogLikelihood(LossParams):
 
 
 class KLToReference(LossParams):
-    """KL estimate to a frozen reference as a penalty in the loss."""
+    """KL estimate to a frozen reference as a penalty in the loss; for fresh samples of the policy itself."""
 
     name: Literal["kl_to_reference"] = "kl_to_reference"
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    estimator: Literal["k1", "k2", "k3", "k3+"] = "k3"
+    """k1: d, k2: d^2/2, k3: exp(-d)+d-1 with d the log-ratio; k3+: the value of k3 with the gradient of k2."""
     needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs"})
+
+
+class ImportanceWeightedKL(LossParams):
+    """KL penalty weighted by the importance ratio, for samples of an older policy."""
+
+    name: Literal["importance_weighted_kl"] = "importance_weighted_kl"
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "reference_logprobs"})
 
 
 class EntropyBonus(LossParams):
@@ -99,7 +111,10 @@ class EntropyBonus(LossParams):
     needs: ClassVar[frozenset[Need]] = frozenset({"entropy"})
 
 
-Loss = Annotated[ClippedSurrogate | NegativeLogLikelihood | KLToReference | EntropyBonus, Field(discriminator="name")]
+Loss = Annotated[
+    ClippedSurrogate | NegativeLogLikelihood | KLToReference | ImportanceWeightedKL | EntropyBonus,
+    Field(discriminator="name"),
+]
 
 
 class Term(Section):
@@ -113,7 +128,7 @@ class Term(Section):
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """token: sum over the term's global token count. sequence: mean over sequences of token means (global number of
     sequences). constant: sum over sequences of token sums, over `aggregation_constant` x global sequences (Dr.GRPO)."""
-    aggregation_constant: float | None = Field(None, gt=0)
+    aggregation_constant: float | None = Field(default=None, gt=0)
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -135,41 +150,43 @@ class Term(Section):
 class LoRAConfig(Section):
     """Train low-rank adapters (PEFT) instead of the weights."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class OptimizerConfig(Section):
     """AdamW with fp32 master weights."""
 
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0)
     schedule: Schedule = Schedule()
     """Multiplies the learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Global gradient norm above which the gradient is scaled down."""
 
 
 class LearnerConfig(Section):
     """The learner group: ranks, precision, packing."""
 
-    num_ranks: int = Field(1, ge=1)
-    threads_per_rank: int = Field(1, ge=1)
+    num_ranks: int = Field(default=1, ge=1)
+    threads_per_rank: int = Field(default=1, ge=1)
     """CPU threads of torch in each rank."""
+    cores: str | None = None
+    """Explicit core list of the learner's processes, e.g. "1"; None leaves placement to the operating system."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of forward and backward; master weights are always fp32."""
-    max_tokens_per_micro_batch: int = Field(4096, ge=16)
+    max_tokens_per_micro_batch: int = Field(default=4096, ge=16)
     """Packed tokens (shared prompts counted once) of one forward and backward."""
-    logprob_chunk_tokens: int = Field(256, ge=1)
+    logprob_chunk_tokens: int = Field(default=256, ge=1)
     """Tokens whose logits exist at once."""
     attention: Literal["auto", "shared_prompt", "packed"] = "auto"
     """shared_prompt: a group's prompt is computed once; packed: each sequence stands alone; auto picks by cost."""
     gradient_checkpointing: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
-    max_skipped_steps: int = Field(3, ge=0)
+    max_skipped_steps: int = Field(default=3, ge=0)
     """Consecutive NaN steps after which the run stops instead of skipping on."""
     seed: int = 0

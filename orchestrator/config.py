@@ -14,23 +14,23 @@ from rewards.config import RewardConfig, Section, TaskConfig
 class EvaluationConfig(Section):
     """How the run is judged on held-out tasks."""
 
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Learner steps between evaluations at a pinned version; 0 evaluates only before and after."""
     at_start: bool = True
     at_end: bool = True
-    num_tasks: int | None = Field(None, ge=1)
+    num_tasks: int | None = Field(default=None, ge=1)
     """Held-out tasks of an evaluation during the run; None uses all."""
-    samples_per_task: int = Field(1, ge=1)
-    temperature: float = Field(0.0, ge=0)
+    samples_per_task: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     split_by: str | None = None
     """A task tag accuracy is also reported by, e.g. "coverage"."""
 
 
 class CheckpointConfig(Section):
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Learner steps between checkpoints; 0 keeps only the final one."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
 
 
 class TrackingConfig(Section):
@@ -57,12 +57,15 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
-    num_steps: int = Field(100, ge=1)
+    num_steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
-    max_minutes: float | None = Field(None, gt=0)
+    max_minutes: float | None = Field(default=None, gt=0)
     """Training wall clock after which the run ends early, evaluations not counted."""
     placement: Literal["cpu", "split", "colocated"] = "cpu"
     """cpu: everything on cores. split: learner and engines on their own GPUs. colocated: they share GPUs."""
+    layout: Literal["free", "halves", "turns"] | None = None
+    """How engine and learner divide the cores of one machine (see orchestrator.layout); None leaves the settings as
+    they are written in `rollout.engine` and `learner`."""
     synchronous: bool = False
     """True waits for training before sampling the next batch: the baseline asynchrony is measured against."""
     seed: int = 0

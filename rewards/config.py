@@ -41,9 +41,9 @@ class TaskConfig(Section):
     """Generator name for `reasoning_gym`; path for `file`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the generator or to the loading function as keyword arguments."""
-    num_train: int = Field(4096, ge=1)
+    num_train: int = Field(default=4096, ge=1)
     """Training problems to generate or keep."""
-    num_heldout: int = Field(512, ge=0)
+    num_heldout: int = Field(default=512, ge=0)
     """Problems kept aside for evaluation; none of them appears in training."""
     heldout_path: str | None = None
     """A second file of held-out problems, for `source: file`; without it a seeded split of `name` is taken."""
@@ -75,14 +75,14 @@ class RewardConfig(Section):
     floor: float = 0.0
     """Score of a fault that is the model's own: no answer, rejected, timeout, resource, crash."""
     clip: tuple[float, float] | None = None
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(default=1, ge=1)
     """Reward actors; each owns `processes_per_worker` killable children."""
-    processes_per_worker: int = Field(1, ge=1)
-    timeout_s: float = Field(5.0, gt=0)
+    processes_per_worker: int = Field(default=1, ge=1)
+    timeout_s: float = Field(default=5.0, gt=0)
     """Wall clock for one answer; a verifier that hangs on model text is killed and earns the floor."""
-    memory_mb: int = Field(2048, ge=64)
+    memory_mb: int = Field(default=2048, ge=64)
     """Address-space limit of one child process."""
-    num_retries: int = Field(3, ge=0)
+    num_retries: int = Field(default=3, ge=0)
     """Retries after a fault of the infrastructure; never after a verdict."""
-    max_unscored_fraction: float = Field(0.2, gt=0, le=1)
+    max_unscored_fraction: float = Field(default=0.2, gt=0, le=1)
     """The run stops with a clear error when more samples than this have no score over a window."""

@@ -1,0 +1,42 @@
+# make demo: a language model learns on a local Ray cluster.   make test: everything CI runs.
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-fast test-cluster test-vllm lint format clean
+
+$(VENV)/.braid-installed: pyproject.toml deploy/install.sh deploy/requirements-cpu.txt
+	deploy/install.sh $(VENV)
+
+install: $(VENV)/.braid-installed
+
+demo: install
+	$(BIN)/braid fetch-model smollm2-135m
+	$(BIN)/braid train arithmetic_demo --runs $(RUNS)
+
+test: install lint test-fast test-cluster test-vllm
+
+# Tier 1: pure and in-process, no Ray.
+test-fast: install
+	$(PYTEST) -q
+
+# Tier 2: the real Ray graph with simulated engines.
+test-cluster: install
+	$(PYTEST) -q -m "cluster and not vllm and not gpu"
+
+# Tier 3: real vLLM on the CPU, alone and in the Ray graph.
+test-vllm: install
+	$(PYTEST) -q -m "vllm and not gpu"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(RUNS) .pytest_cache .hypothesis .ruff_cache

@@ -1,0 +1,38 @@
+"""The loss functions by name. Each has a parameter model of the same name in `learner/config.py`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from learner.losses.imitation import negative_log_likelihood
+from learner.losses.output import LossOutput
+from learner.losses.regularizers import entropy_bonus, importance_weighted_kl, kl_to_reference
+from learner.losses.surrogate import clipped_surrogate
+
+
+@dataclass(frozen=True, slots=True)
+class LossEntry:
+    """A loss function and the token columns it takes: its positional parameters. Keyword-only ones are settings."""
+
+    function: Callable[..., LossOutput]
+    columns: tuple[str, ...]
+
+
+def _entry(function: Callable[..., LossOutput]) -> LossEntry:
+    parameters = inspect.signature(function).parameters.values()
+    return LossEntry(function, tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD))
+
+
+LOSSES: Mapping[str, LossEntry] = {
+    function.__name__: _entry(function)
+    for function in (
+        clipped_surrogate,
+        negative_log_likelihood,
+        kl_to_reference,
+        importance_weighted_kl,
+        entropy_bonus,
+    )
+}
+"""Name of a loss in a Term to what evaluates it."""
