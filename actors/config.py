@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from rewards.config import Section, SourceName
 
@@ -14,7 +14,9 @@ class EngineConfig(Section):
     """One text generator. `kind` picks the adapter; everything else means the same for all of them."""
 
     kind: Literal["vllm", "transformers", "simulated"] = "vllm"
+    """vllm: the CPU or the GPU build. transformers: for machines without vLLM. simulated: scripted, without a model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and activations; new versions are published in it."""
     max_model_len: int = Field(default=1024, ge=16)
     """Prompt plus answer, in tokens."""
     max_num_seqs: int = Field(default=64, ge=1)
@@ -22,7 +24,9 @@ class EngineConfig(Section):
     kv_cache_bytes: int | None = Field(default=1 << 30, ge=1 << 20)
     """KV-cache memory; None lets a GPU engine take `gpu_memory_utilization` of the card."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of a card the engine may take, weights included."""
     tensor_parallel_size: int = Field(default=1, ge=1)
+    """Devices one engine is spread over."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one engine (CPU build only)."""
     cores: str | None = None
@@ -35,9 +39,13 @@ class SamplingConfig(Section):
     """How rollouts are drawn. Truncated sampling is refused: the learner could not mirror it."""
 
     temperature: float = Field(default=1.0, gt=0)
+    """Of rollouts; the learner takes log-probs at the same one."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """1.0 is the only value allowed."""
     top_k: int = Field(default=0, ge=0)
+    """0 (no limit) is the only value allowed."""
     max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer, in tokens; longer ones are cut and marked as truncated."""
 
     @model_validator(mode="after")
     def _must_be_mirrored(self) -> SamplingConfig:
@@ -53,16 +61,30 @@ class RolloutConfig(Section):
     """The workers that sample."""
 
     num_workers: int = Field(default=1, ge=1)
+    """Rollout workers, one engine each."""
     group_size: int = Field(default=8, ge=1)
     """Answers per task."""
     concurrent_groups: int = Field(default=8, ge=1)
     """Groups one worker keeps in flight; bounded by tickets in any case."""
     engine: EngineConfig = EngineConfig()
+    """What each worker generates with."""
     sampling: SamplingConfig = SamplingConfig()
+    """How answers for training are drawn; evaluation has its own temperature."""
     num_gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs Ray reserves for one worker."""
     num_cpus_per_worker: float = Field(default=1, ge=0)
+    """CPU cores Ray reserves for one worker; a number for scheduling, it limits nothing."""
     rules: tuple[str | dict[str, Any], ...] = ()
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
+
+    @model_validator(mode="after")
+    def _prompt_has_room(self) -> RolloutConfig:
+        if self.sampling.max_new_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"rollout.sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no token for the prompt in "
+                f"rollout.engine.max_model_len={self.engine.max_model_len}: lower the first or raise the second"
+            )
+        return self
 
 
 class ReplayConfig(Section):
@@ -74,7 +96,7 @@ class ReplayConfig(Section):
     """Committed steps between sampling and training; older groups are not handed out. 0 is strictly on-policy."""
     quotas: dict[SourceName, Fraction] = Field(default_factory=dict)
     """Exact share of each batch's groups drawn from a source other than live, e.g. {"expert": "1/2"}."""
-    max_uses: dict[SourceName, int] = Field(default_factory=dict)
+    max_uses: dict[SourceName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """How often one group may be trained on; absent: 1 for live, unlimited for expert, teacher and other_run."""
     lease_timeout_s: float = Field(default=600.0, gt=0)
     """A lease not committed by then returns its groups."""
@@ -82,6 +104,14 @@ class ReplayConfig(Section):
     """A wait (for a ticket, for a batch) that lasts longer raises StalledError with its reason."""
     ticket_timeout_s: float = Field(default=600.0, gt=0)
     """A ticket whose holder is silent for this long is taken back."""
+
+    @field_validator("quotas", mode="before")
+    @classmethod
+    def _decimals_are_exact(cls, quotas: Any) -> Any:
+        """0.1 means one tenth, not the binary number nearest to it."""
+        if not isinstance(quotas, dict):
+            return quotas
+        return {source: repr(share) if isinstance(share, float) else share for source, share in quotas.items()}
 
     @model_validator(mode="after")
     def _quotas_are_shares(self) -> ReplayConfig:
@@ -99,6 +129,7 @@ class ReplayConfig(Section):
 
     @property
     def live_share(self) -> Fraction:
+        """What the quotas leave to fresh rollouts."""
         return 1 - sum(self.quotas.values(), Fraction(0))
 
 
@@ -110,10 +141,20 @@ class WeightsConfig(Section):
     keep_versions: int = Field(default=2, ge=1)
     """Versions kept in the store; older ones are deleted."""
     transport: Literal["shared_memory", "object_store"] = "shared_memory"
+    """How a version reaches the engines: as files in `directory`, or through Ray's object store."""
     directory: str | None = None
-    """Folder of the shared-memory transport; None picks /dev/shm where there is one."""
+    """Folder of published versions, seen by learner and engines; None picks /dev/shm where there is one."""
     probe_tolerance: float = Field(default=1e-3, gt=0)
     """Largest mean |engine - learner| log-prob (nats) of the probe after an activation; above it the worker is
     quarantined. bfloat16 engines need about 0.1."""
     clear_cache: bool = True
     """True re-prefills running sequences under the new weights; False keeps their old KV cache (faster, not exact)."""
+
+    @model_validator(mode="after")
+    def _transport_is_connected(self) -> WeightsConfig:
+        if self.transport == "object_store":
+            raise ValueError(
+                "weights.transport='object_store' is carried out by no box of a run. Leave 'shared_memory', and where "
+                "engines run on other nodes than the learner, put weights.directory on a file system they all share."
+            )
+        return self

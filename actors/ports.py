@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.engines.protocol import WeightUpdate
+from actors.ledger import LedgerRow
 from rewards.task import Task
 from rewards.trajectory import Context, Group, PolicyVersion, Trajectory
 from rewards.verdict import Verdict
@@ -53,6 +54,8 @@ class LeasedTask:
     attempt: int = 0
     index: int = 0
     """Position in the deterministic stream of (epoch, order); with the run's seed it fixes the sampling seed."""
+    row: LedgerRow | None = None
+    """What was known of the prompt when the task was leased; None where no ledger is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,9 @@ class TaskPort(Protocol):
     async def lease_task(self, worker_id: str) -> LeasedTask: ...
 
     async def finish_task(self, outcome: Outcome) -> None: ...
+
+    async def release_worker(self, worker_id: str) -> None:
+        """Gives back what this worker held; a worker calls it when it starts, for whoever had its name before."""
 
 
 class ScorePort(Protocol):

@@ -17,46 +17,75 @@ class EvaluationConfig(Section):
     every: int = Field(default=0, ge=0)
     """Learner steps between evaluations at a pinned version; 0 evaluates only before and after."""
     at_start: bool = True
+    """Evaluate the model as it was given."""
     at_end: bool = True
+    """Evaluate the trained model."""
     num_tasks: int | None = Field(default=None, ge=1)
     """Held-out tasks of an evaluation during the run; None uses all."""
     samples_per_task: int = Field(default=1, ge=1)
+    """Answers drawn for each held-out task; more than one needs a temperature above 0."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     split_by: str | None = None
     """A task tag accuracy is also reported by, e.g. "coverage"."""
 
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluationConfig:
+        if self.samples_per_task > 1 and self.temperature == 0:
+            raise ValueError(
+                f"evaluation.samples_per_task={self.samples_per_task} at temperature 0 gives the same answer each "
+                "time and an interval that is too narrow: set evaluation.temperature, or one sample"
+            )
+        return self
+
 
 class CheckpointConfig(Section):
+    """When the run's state becomes durable."""
+
     every: int = Field(default=0, ge=0)
     """Learner steps between checkpoints; 0 keeps only the final one."""
     keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay on disk."""
 
 
 class TrackingConfig(Section):
     """Where metrics go. JSONL is always written."""
 
     sinks: tuple[Literal["tensorboard", "wandb", "ray"], ...] = ("ray", "tensorboard")
+    """Where numbers go beside JSONL; ray: `ray.util.metrics`, and from there Prometheus."""
     wandb_project: str = "braid"
+    """Project of the wandb run."""
     wandb_mode: Literal["online", "offline"] = "offline"
+    """offline writes files that `wandb sync` uploads later."""
 
 
 class RunConfig(Section):
     """Everything one run needs; saved as JSON beside its results."""
 
     name: str = "run"
+    """Names the run's folder, unless the command line does."""
     model: str = "smollm2-135m"
     """A name known to `braid fetch-model`, a folder in Hugging Face format, or a hub id."""
     tasks: TaskConfig = TaskConfig()
+    """Which problems."""
     reward: RewardConfig = RewardConfig()
+    """How answers are judged."""
     terms: tuple[Term, ...] = Field(min_length=1)
+    """The loss: a weighted sum, each summand over the tokens of one source."""
     rollout: RolloutConfig = RolloutConfig()
+    """Who samples, and how."""
     replay: ReplayConfig = ReplayConfig()
+    """What a batch is made of, and how old it may be."""
     learner: LearnerConfig = LearnerConfig()
+    """Who trains, and how."""
     weights: WeightsConfig = WeightsConfig()
+    """How new weights reach the engines."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """When and how held-out tasks are answered."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run's state becomes durable."""
     tracking: TrackingConfig = TrackingConfig()
+    """Where numbers go."""
     num_steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     max_minutes: float | None = Field(default=None, gt=0)
@@ -68,7 +97,8 @@ class RunConfig(Section):
     they are written in `rollout.engine` and `learner`."""
     synchronous: bool = False
     """True waits for training before sampling the next batch: the baseline asynchrony is measured against."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
+    """Seeds sampling and the order of tasks and batches; `tasks.seed` decides which problems there are."""
 
     @model_validator(mode="after")
     def _sources_are_supplied(self) -> RunConfig:
@@ -80,6 +110,33 @@ class RunConfig(Section):
                 raise ValueError(
                     f"terms[{index}] trains on source {term.source!r} but replay.quotas has no share for it, so "
                     f"it would never see a token. Add replay.quotas={{'{term.source}': '1/4'}}."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _supplies_are_trained_on(self) -> RunConfig:
+        trained = {term.source for term in self.terms}
+        if self.replay.live_share > 0 and "live" not in trained:
+            raise ValueError(
+                f"replay.quotas leave {self.replay.live_share} of each batch to live rollouts, but no term trains on "
+                "them: add a term with source 'live', or let the quotas sum to 1"
+            )
+        for source, share in self.replay.quotas.items():
+            if source not in trained:
+                raise ValueError(
+                    f"replay.quotas.{source}={share} of each batch, but no term trains on source {source!r}: drop the "
+                    "quota, or add a term"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_are_compared(self) -> RunConfig:
+        for index, term in enumerate(self.terms):
+            compares = "scores" in term.loss.needs and term.advantage != "score"
+            if term.source == "live" and compares and self.rollout.group_size < 2:
+                raise ValueError(
+                    f"terms[{index}].advantage={term.advantage!r} compares the answers of a group, but "
+                    "rollout.group_size=1, so every advantage would be 0: raise group_size, or use advantage='score'"
                 )
         return self
 

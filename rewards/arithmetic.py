@@ -15,6 +15,7 @@ import numpy as np
 import reasoning_gym
 
 from rewards.task import ExpertResponse, Task, TaskSet
+from rewards.templates import check_template
 
 GENERATOR = "chain_sum"
 GENERATOR_OPTIONS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
@@ -45,16 +46,12 @@ def arithmetic_tasks(
         prompt_template: the user turn, with `{expression}`.
 
     Raises:
-        ValueError: num_heldout is odd, a template lacks its field, or the draws hold too few distinct problems.
+        ValueError: num_heldout is odd, a template is malformed, or the draws hold too few distinct problems.
     """
     if num_heldout % 2:
         raise ValueError(f"tasks.num_heldout={num_heldout} must be even: half covered by the expert, half not")
-    for name, template, field in (
-        ("expert_template", expert_template, "{answer}"),
-        ("prompt_template", prompt_template, "{expression}"),
-    ):
-        if field not in template:
-            raise ValueError(f"tasks.options.{name}={template!r} lacks {field}")
+    check_template("tasks.options.expert_template", expert_template, required="answer", optional=("expression",))
+    check_template("tasks.options.prompt_template", prompt_template, required="expression")
 
     problems = _distinct_problems(seed)
     heldout: list[Entry] = []
@@ -81,7 +78,7 @@ def arithmetic_tasks(
         expert = (ExpertResponse(text=expert_template.format(**fields), author="reference"),)
         return Task(
             task_id=f"arithmetic/{left}{operator}{right}",
-            prompt=prompt_template.format(**fields),
+            prompt=prompt_template.format(expression=fields["expression"]),
             reference=problem["answer"],
             metadata={"dataset": GENERATOR, "options": GENERATOR_OPTIONS, "entry": problem},
             expert=expert if with_expert and is_covered else (),

@@ -9,9 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """A frozen config section that refuses unknown keys and says which known key was probably meant."""
+    """A frozen config section that refuses unknown keys and says which known key was probably meant.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    NaN and infinity are refused as well: JSON, in which every run saves its configuration, has no words for them.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -47,10 +52,24 @@ class TaskConfig(Section):
     """Problems kept aside for evaluation; none of them appears in training."""
     heldout_path: str | None = None
     """A second file of held-out problems, for `source: file`; without it a seeded split of `name` is taken."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Decides generation, split and order of the tasks."""
     system_prompt: str | None = None
     """Replaces the chat template's own system message; an empty string removes it."""
+
+    @model_validator(mode="after")
+    def _settings_are_read(self) -> TaskConfig:
+        if self.heldout_path is not None and self.source != "file":
+            raise ValueError(
+                f"tasks.heldout_path={self.heldout_path!r} is read by source 'file' only, not by {self.source!r}: "
+                "drop it, or change tasks.source"
+            )
+        if self.name is not None and (self.source == "arithmetic" or ":" in self.source):
+            raise ValueError(
+                f"tasks.name={self.name!r} is not read by source {self.source!r}: drop it, or pass what the source "
+                "should know in tasks.options"
+            )
+        return self
 
 
 class RewardComponent(Section):
@@ -59,6 +78,7 @@ class RewardComponent(Section):
     verifier: str
     """A name of the table VERIFIERS or an import path `my_pkg.rewards:score`."""
     weight: float = 1.0
+    """Factor of this component in the sum; 0 only measures it."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the verifier."""
     required: bool = True
@@ -75,9 +95,11 @@ class RewardConfig(Section):
     floor: float = 0.0
     """Score of a fault that is the model's own: no answer, rejected, timeout, resource, crash."""
     clip: tuple[float, float] | None = None
+    """Lowest and highest score after the sum; None leaves it as it is."""
     num_workers: int = Field(default=1, ge=1)
     """Reward actors; each owns `processes_per_worker` killable children."""
     processes_per_worker: int = Field(default=1, ge=1)
+    """Answers one reward actor judges at the same time."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Wall clock for one answer; a verifier that hangs on model text is killed and earns the floor."""
     memory_mb: int = Field(default=2048, ge=64)
@@ -86,3 +108,11 @@ class RewardConfig(Section):
     """Retries after a fault of the infrastructure; never after a verdict."""
     max_unscored_fraction: float = Field(default=0.2, gt=0, le=1)
     """The run stops with a clear error when more samples than this have no score over a window."""
+
+    @model_validator(mode="after")
+    def _clip_is_a_range(self) -> RewardConfig:
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(
+                f"reward.clip={list(self.clip)} would give every answer the same score: put the lower bound first"
+            )
+        return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import reasoning_gym
@@ -12,6 +12,7 @@ from reasoning_gym.factory import DATASETS
 
 from rewards.import_path import ImportPathError
 from rewards.task import Task, TaskSet
+from rewards.tasks import problem_id
 
 MAX_REPEATS = 20
 """Draws per distinct problem wanted before a generator counts as exhausted."""
@@ -47,14 +48,15 @@ def procedural_tasks(
         generator = reasoning_gym.create_dataset(name, seed=seed * SEED_STRIDE, size=size, **options)
     except (TypeError, AssertionError, ValueError) as error:
         raise ValueError(f"generator {name!r} does not take tasks.options={options}: {error}") from error
-    tasks: dict[str, Task] = {}
+    tasks: dict[Hashable, Task] = {}
     for index in range(size):
         if len(tasks) == wanted:
             break
         entry = generator[index]
         if not tasks:
             _check_survives_json(name, generator, entry)
-        tasks.setdefault(" ".join(entry["question"].split()), _task(name, seed, index, options, entry))
+        task = _task(name, seed, index, options, entry)
+        tasks.setdefault(problem_id(task), task)
     if len(tasks) < wanted:
         raise ValueError(
             f"generator {name!r} gave only {len(tasks)} distinct problems in {size} draws, {wanted} are needed: lower "

@@ -6,9 +6,10 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from rewards.config import TaskConfig
 from rewards.import_path import load_callable
@@ -27,8 +28,8 @@ def load_tasks(config: TaskConfig) -> TaskSet:
 
     Raises:
         ImportPathError: no such source.
-        TaskError: unknown options, a task without id or prompt, metadata that is not JSON, repeated ids, an empty
-            split, or a problem that stands in both splits.
+        TaskError: unknown or ill-typed options, a task without id or prompt, metadata that is not JSON, repeated ids,
+            an empty split, or a problem that stands in both splits.
         FileNotFoundError, ValueError: what the source itself refuses.
     """
     source = SOURCES.get(config.source)
@@ -55,6 +56,7 @@ def _from_arithmetic(config: TaskConfig) -> TaskSet:
     from rewards.arithmetic import arithmetic_tasks  # two seconds to import, for this source only
 
     _check_options(arithmetic_tasks, config, own=("num_train", "num_heldout", "seed"))
+    _check_types(arithmetic_tasks, config)
     return arithmetic_tasks(
         num_train=config.num_train, num_heldout=config.num_heldout, seed=config.seed, **config.options
     )
@@ -66,6 +68,7 @@ def _from_file(config: TaskConfig) -> TaskSet:
     if config.name is None:
         raise TaskError("tasks.source='file' needs tasks.name, the path of a .jsonl or .parquet file")
     _check_options(read_tasks, config, own=("path",))
+    _check_types(read_tasks, config)
     tasks = read_tasks(config.name, **config.options)
     if config.heldout_path is None:
         return split(tasks, num_train=config.num_train, num_heldout=config.num_heldout, seed=config.seed)
@@ -145,6 +148,17 @@ def _check_options(function: Callable[..., Any], config: TaskConfig, own: Sequen
         )
 
 
+def _check_types(function: Callable[..., Any], config: TaskConfig) -> None:
+    """Options of our own functions have the annotated types."""
+    hints = get_type_hints(function)
+    for name, value in config.options.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"]
+            raise TaskError(f"tasks.options.{name}={value!r} of source {config.source!r}: {fault}") from error
+
+
 def _check(tasks: TaskSet, config: TaskConfig) -> None:
     if not tasks.train:
         raise TaskError(f"tasks.source={config.source!r} name={config.name!r} gave no training tasks")
@@ -165,7 +179,8 @@ def _check(tasks: TaskSet, config: TaskConfig) -> None:
 
 
 def _check_task(task: Task) -> None:
-    if not task.task_id or not task.messages:
+    is_blank = isinstance(task.prompt, str) and not task.prompt.strip()
+    if not task.task_id or not task.messages or is_blank:
         raise TaskError(f"a task needs an id and a prompt, got id {task.task_id!r} and prompt {task.prompt!r}")
     try:
         json.dumps(task.metadata, allow_nan=True)

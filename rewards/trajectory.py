@@ -19,6 +19,9 @@ Float32Array = npt.NDArray[np.float32]
 PolicyVersion = NewType("PolicyVersion", int)
 """Issued once per published set of weights, grows for ever, never reused, also across restarts; 0 is initial."""
 
+LOGPROB_SLACK = 1e-4
+"""Nats a log-prob may lie above 0 through rounding of a probability of one."""
+
 
 class Role(IntEnum):
     """Who put a token into the sequence."""
@@ -158,6 +161,15 @@ class Trajectory:
         for span in self.versions or ():
             if not 0 <= span.start < span.end <= length:
                 raise ValueError(f"trajectory {self.trajectory_id}: version span {span} outside [0, {length})")
+        for turn in self.turns:
+            if not 0 <= turn.start <= turn.end <= length:
+                raise ValueError(f"trajectory {self.trajectory_id}: turn {turn} outside [0, {length})")
+        for reward in self.rewards:
+            if not 0 <= reward.position < length:
+                raise ValueError(
+                    f"trajectory {self.trajectory_id}: reward {reward.name!r} lands on token {reward.position}, "
+                    f"outside [0, {length})"
+                )
 
     @property
     def num_context_tokens(self) -> int:

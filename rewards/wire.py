@@ -76,7 +76,7 @@ def verdict_from_json(data: Any) -> Verdict:
             extras=dict(data["extras"]),
             seconds=float(data["seconds"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a verdict: {error!r}") from error
 
 
@@ -106,7 +106,7 @@ def receive(connection: socket.socket) -> Any:
         raise FrameError(f"a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}")
     try:
         return json.loads(_exactly(connection, size))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FrameError(f"a frame that is not JSON: {error}") from error
 
 

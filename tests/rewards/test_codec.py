@@ -57,6 +57,8 @@ def trajectories(draw, group_id):
     cuts = sorted(draw(st.sets(st.integers(0, length), max_size=4)))
     spans = tuple(VersionSpan(a, b, PolicyVersion(draw(st.integers(0, 2**40)))) for a, b in pairwise(cuts))
     ids = st.integers(-(2**31), 2**31 - 1)
+    landings = st.tuples(TEXT, FINITE, st.integers(0, max(0, length - 1)))
+    ends = st.tuples(st.integers(0, length), st.integers(0, length), st.sampled_from(FinishReason))
     return Trajectory(
         trajectory_id=draw(TEXT),
         group_id=group_id,
@@ -68,15 +70,8 @@ def trajectories(draw, group_id):
         sample_context=draw(contexts()),
         train_prompt_ids=draw(st.none() | st.lists(ids, max_size=5).map(lambda x: np.array(x, np.int32))),
         verdict=draw(st.none() | verdicts()),
-        rewards=tuple(
-            Reward(n, v, p) for n, v, p in draw(st.lists(st.tuples(TEXT, FINITE, st.integers()), max_size=2))
-        ),
-        turns=tuple(
-            Turn(*turn)
-            for turn in draw(
-                st.lists(st.tuples(st.integers(), st.integers(), st.sampled_from(FinishReason)), max_size=2)
-            )
-        ),
+        rewards=tuple(Reward(*landing) for landing in draw(st.lists(landings, max_size=2 if length else 0))),
+        turns=tuple(Turn(min(a, b), max(a, b), reason) for a, b, reason in draw(st.lists(ends, max_size=2))),
         finish_reason=draw(st.sampled_from(FinishReason)),
         terminated=draw(st.booleans()),
         truncated=draw(st.booleans()),

@@ -181,7 +181,7 @@ def test_invariants_for_any_mix_of_verdicts(parts, floor):
     gate_is_unknown = first["status"] in UNSCORED_STATUSES
     gate_is_closed = not gate_is_unknown and not (first["status"] is Status.SCORED and first["score"] > 0)
     has_no_score = [
-        gate_is_unknown if gate else p["status"] in UNSCORED_STATUSES
+        bool(gate and gate_is_unknown) or p["status"] in UNSCORED_STATUSES
         for p, gate in zip(parts, gates, strict=True)
         if not (gate and gate_is_closed)
     ]

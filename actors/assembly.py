@@ -1,0 +1,176 @@
+"""Builds each box of a run from the run's settings; the same code serves one process and a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.assemble import expert_group
+from actors.config import EngineConfig, ReplayConfig, RolloutConfig, WeightsConfig
+from actors.engines.protocol import Engine
+from actors.finisher import Finisher
+from actors.learner_worker import LearnerPlan, LearnerRank
+from actors.renderer import Renderer
+from actors.replay.cache import ReplayCache
+from actors.reward_worker import RewardWorker
+from actors.rollout_worker import RolloutPorts, RolloutWorker
+from actors.task_feed import TaskFeed
+from actors.weights import WeightStore
+from learner.config import LearnerConfig, Term
+from rewards.config import RewardConfig
+from rewards.task import Task
+from rewards.trajectory import Group
+
+PROBE_TEXT = "The quick brown fox jumps over the lazy dog. 12 + 34 = 46, and 7 is less than 9."
+"""Rendered once; its log-probs tell after every push whether an engine runs the weights it claims."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """What the boxes of one run are built from; crosses process boundaries.
+
+    Attributes:
+        model_path: folder in Hugging Face format.
+        state_dir: durable state of the run (replay log, task log, checkpoints, issued versions).
+        weights_dir: folder of published versions on this node, on shared memory where there is any.
+        incarnation: counts starts and resumes of the run.
+    """
+
+    model_path: str
+    state_dir: str
+    weights_dir: str
+    terms: tuple[Term, ...]
+    rollout: RolloutConfig
+    replay: ReplayConfig
+    learner: LearnerConfig
+    weights: WeightsConfig
+    reward: RewardConfig
+    system_prompt: str | None
+    num_steps: int
+    max_minutes: float | None
+    checkpoint_every: int
+    checkpoint_keep: int
+    seed: int
+    incarnation: int = 0
+    config_json: str = "{}"
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.state_dir)
+
+
+def make_engine(config: EngineConfig) -> Engine:
+    """The adapter `config.kind` names; its heavy imports happen here and in no other process."""
+    if config.kind == "vllm":
+        from actors.engines.vllm import VLLMEngine
+
+        return VLLMEngine(config)
+    if config.kind == "transformers":
+        from actors.engines.transformers import TransformersEngine
+
+        return TransformersEngine(config)
+    from actors.engines.simulated import SimulatedEngine
+
+    return SimulatedEngine(config)
+
+
+def make_renderer(spec: RunSpec) -> Renderer:
+    return Renderer(spec.model_path, system_prompt=spec.system_prompt)
+
+
+def make_replay(spec: RunSpec) -> ReplayCache:
+    return ReplayCache(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+
+
+def make_task_feed(spec: RunSpec, tasks: Sequence[Task]) -> TaskFeed:
+    return TaskFeed(
+        tasks, seed=spec.seed, log_dir=spec.directory / "tasks", lease_timeout_s=spec.replay.ticket_timeout_s
+    )
+
+
+def make_weight_store(spec: RunSpec) -> WeightStore:
+    return WeightStore(
+        Path(spec.weights_dir), state_dir=spec.directory / "weights", keep_versions=spec.weights.keep_versions
+    )
+
+
+def make_reward_worker(spec: RunSpec) -> RewardWorker:
+    return RewardWorker(spec.reward)
+
+
+def make_rollout_worker(spec: RunSpec, worker_id: str, ports: RolloutPorts) -> RolloutWorker:
+    return RolloutWorker(
+        worker_id,
+        spec.rollout,
+        spec.weights,
+        make_engine(spec.rollout.engine),
+        make_renderer(spec),
+        Finisher(spec.rollout.rules),
+        ports,
+        seed=spec.seed,
+    )
+
+
+def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = None) -> LearnerRank:
+    """Loads the model; with several ranks all of them must be built together (they meet at `init_method`)."""
+    from learner.trainer import Trainer
+
+    pin_to_cores(spec.learner.cores)
+    trainer = Trainer(
+        spec.learner,
+        spec.terms,
+        spec.model_path,
+        temperature=spec.rollout.sampling.temperature,
+        rank=rank,
+        world_size=spec.learner.num_ranks,
+        init_method=init_method,
+    )
+    return LearnerRank(trainer, Path(spec.weights_dir), incarnation=spec.incarnation)
+
+
+def make_learner_plan(spec: RunSpec) -> LearnerPlan:
+    renderer = make_renderer(spec)
+    probe = renderer.prompt_ids(({"role": "user", "content": PROBE_TEXT},))
+    return LearnerPlan(
+        num_steps=spec.num_steps,
+        weights=spec.weights,
+        weights_dtype=spec.rollout.engine.dtype,
+        probe_token_ids=tuple(probe[: spec.rollout.engine.max_model_len - 1]),
+        max_age=spec.replay.max_age,
+        max_skipped_steps=spec.learner.max_skipped_steps,
+        checkpoint_every=spec.checkpoint_every,
+        max_minutes=spec.max_minutes,
+        skipped_dir=spec.directory / "skipped",
+    )
+
+
+def expert_groups(tasks: Sequence[Task], renderer: Renderer) -> Iterator[Group]:
+    """Frozen groups of all expert responses that come with the tasks."""
+    for task in tasks:
+        if task.expert:
+            answers = [renderer.answer_ids(response.text) for response in task.expert]
+            yield expert_group(task, renderer.prompt_ids(task.messages), answers)
+
+
+def pin_to_cores(cores: str | None) -> None:
+    """Restricts this process to a core list such as "0" or "0,2-3"; None or an unsupported system changes nothing."""
+    if cores is None or not hasattr(os, "sched_setaffinity"):
+        return
+    os.sched_setaffinity(0, parse_cores(cores) & os.sched_getaffinity(0) or os.sched_getaffinity(0))
+
+
+def parse_cores(cores: str) -> set[int]:
+    """{0, 2, 3} for "0,2-3".
+
+    Raises:
+        ValueError: not a list of core numbers and ranges.
+    """
+    chosen: set[int] = set()
+    for part in cores.split(","):
+        first, _, last = part.partition("-")
+        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+            raise ValueError(f"core list {cores!r}: write numbers and ranges such as '0,2-3'")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    return chosen

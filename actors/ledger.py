@@ -1,0 +1,92 @@
+"""PromptLedger: what the groups sampled so far tell about each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from rewards.trajectory import PolicyVersion
+
+if TYPE_CHECKING:
+    from actors.ports import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """One prompt.
+
+    Attributes:
+        groups: finished groups, dropped ones included.
+        attempts: answers that were scored; `successes` of them with a score above 0.
+        last_rate: successes per scored answer in the newest policy version's latest group; None before a score.
+        last_version: the oldest version that sampled that group; None for frozen sources.
+        stage: level of a curriculum.
+        retired: not drawn any more.
+    """
+
+    prompt_id: str
+    groups: int = 0
+    attempts: int = 0
+    successes: int = 0
+    last_rate: float | None = None
+    last_version: PolicyVersion | None = None
+    stage: int = 0
+    retired: bool = False
+
+    def after(self, outcome: Outcome) -> LedgerRow:
+        """The row once this group is counted. A straggler of an older version does not replace the last rate."""
+        counted = replace(
+            self,
+            groups=self.groups + 1,
+            attempts=self.attempts + outcome.num_scored,
+            successes=self.successes + outcome.num_correct,
+        )
+        is_older = self.last_version is not None and (outcome.version is None or outcome.version < self.last_version)
+        if outcome.num_scored == 0 or is_older:
+            return counted
+        return replace(counted, last_rate=outcome.num_correct / outcome.num_scored, last_version=outcome.version)
+
+
+class PromptLedger:
+    """Rows of all prompts that were tried. Whoever calls `count` makes sure that each group comes once."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, LedgerRow] = {}
+        self._num_solved = 0
+
+    @property
+    def num_tried(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_solved(self) -> int:
+        """Prompts with at least one success."""
+        return self._num_solved
+
+    def row(self, prompt_id: str) -> LedgerRow:
+        """An untried prompt has a row of zeros."""
+        return self._rows.get(prompt_id) or LedgerRow(prompt_id=prompt_id)
+
+    def rows(self) -> list[LedgerRow]:
+        """In the order in which prompts were first finished."""
+        return list(self._rows.values())
+
+    def count(self, outcome: Outcome) -> None:
+        self._set(self.row(outcome.prompt_id).after(outcome))
+
+    def to_json(self) -> dict[str, Any]:
+        """Names once, then one list per prompt."""
+        names = [field.name for field in fields(LedgerRow)]
+        return {"columns": names, "rows": [list(astuple(row)) for row in self._rows.values()]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PromptLedger:
+        ledger = cls()
+        for values in data["rows"]:
+            ledger._set(LedgerRow(**dict(zip(data["columns"], values, strict=True))))
+        return ledger
+
+    def _set(self, row: LedgerRow) -> None:
+        before, self._rows[row.prompt_id] = self.row(row.prompt_id), row
+        self._num_solved += (row.successes > 0) - (before.successes > 0)

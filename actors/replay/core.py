@@ -1,0 +1,480 @@
+"""The replay cache without waiting: decides, writes the decision down, applies it. One thread, no clock of its own."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from actors.config import ReplayConfig
+from actors.ports import BatchLease, StaleEpochError, Ticket
+from actors.replay.checks import fault_of
+from actors.replay.limiter import Admission, Supply, admit
+from actors.replay.log import ReplayLog
+from actors.replay.quotas import LIVE, Composition, QuotaPlan, compose
+from actors.replay.records import Event, InvariantError, LeaseRow
+from actors.replay.selectors import ReadyQueue, shuffled_passes, stalest_first
+from actors.replay.state import ReplayState
+from actors.replay.stats import stats_of
+from rewards.codec import decode_group, encode_group, payload_digest
+from rewards.trajectory import Group, PolicyVersion, Source
+
+SINGLE_USE = (Source.LIVE, Source.OWN_PAST)
+"""Sources whose groups are trained on once unless `max_uses` says otherwise."""
+
+MAX_REMEMBERED = 4096
+"""Refused groups a repeated put is recognised for, and withdrawn tickets whose late groups are told why; beyond that
+the unknown ticket refuses them."""
+
+DURABLE = frozenset({"opened", "committed", "sealed", "rolled_back"})
+"""Events a learner or a later process relies on after a power cut."""
+
+Value = TypeVar("Value")
+
+
+class ReplayCore:
+    """Tickets, groups, leases and commits of one run.
+
+    Every change is first written to the log and then applied, so a failed write changes nothing. Times are seconds
+    of any clock that never goes back; they are passed in and never stored.
+    """
+
+    def __init__(self, config: ReplayConfig, *, seed: int = 0, log: ReplayLog | None = None) -> None:
+        """Restores what the log remembers; tickets and the lease of the process that wrote it are void.
+
+        Raises:
+            CorruptLogError: its history is damaged.
+        """
+        self.config = config
+        self.plan = QuotaPlan(config.groups_per_update, {Source(s).value: f for s, f in config.quotas.items()})
+        self._budgets = {s.value: config.max_uses.get(s.value, 1 if s in SINGLE_USE else None) for s in Source}
+        self.state = ReplayState(
+            lambda source: ReadyQueue(stalest_first if source == LIVE else shuffled_passes(seed, source))
+        )
+        self.calls: Counter[str] = Counter()
+        """Repeated and late calls since this process began."""
+        self._log = log
+        self._refused: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        """Digest and reason of refused groups."""
+        self._withdrawn: OrderedDict[str, str] = OrderedDict()
+        """Why tickets were taken back from their holders."""
+        self._ticket_deadlines: dict[str, float] = {}
+        self._lease_deadline: float | None = None
+        self._restore()
+
+    # -- tickets --------------------------------------------------------------------------------------------------
+
+    def take_ticket(self, worker_id: str, group_size: int, now: float) -> Ticket | None:
+        """A ticket, or None while admission refuses (`admission` says why)."""
+        due = self.admission().due
+        if due is None:
+            return None
+        ticket = Ticket(
+            ticket_id=f"t{self.state.boot}-{self.state.counters['tickets_issued']}",
+            worker_id=worker_id,
+            group_size=group_size,
+            min_step=max(0, due - self.config.max_age),
+        )
+        self._record(
+            {
+                "kind": "issued", "ticket": ticket.ticket_id, "worker": worker_id, "size": group_size,
+                "due": due, "min_step": ticket.min_step,
+            }
+        )  # fmt: skip
+        self._ticket_deadlines[ticket.ticket_id] = now + self.config.ticket_timeout_s
+        return ticket
+
+    def return_ticket(self, ticket_id: str, reason: str) -> None:
+        """Gives the right back; unknown ones (already returned, filled or expired) are counted and ignored."""
+        if ticket_id not in self.state.tickets:
+            self.calls["late_ticket_returns"] += 1
+            return
+        self._record({"kind": "returned", "ticket": ticket_id, "reason": reason})
+        self._ticket_deadlines.pop(ticket_id, None)
+
+    def admission(self) -> Admission:
+        """Whether another live group may be started now, and what is in the way."""
+        state = self.state
+        supply = Supply(
+            consumed=state.live_consumed,
+            stored=state.uses_left[LIVE],
+            num_groups=state.num_open(LIVE),
+            running=state.due,
+            uses_per_group=self._budgets[LIVE] or 1,
+        )
+        return admit(supply, self.live_demand(), state.steps_committed)
+
+    def live_demand(self) -> list[int]:
+        """Live groups each of the next max_age + 1 batches takes, those that replace exhausted donors included."""
+        state, first = self.state, self.state.steps_committed
+        groups = {source: state.num_open(source) for source in self.plan.sources}
+        uses = {s: state.uses_left[s] for s in self.plan.sources if self._budgets[s] is not None}
+        demand = []
+        for step in range(first, first + self.config.max_age + 1):
+            if step == first and state.lease is not None:
+                take = Counter(state.entries[group_id].source for group_id in state.lease.group_ids)
+            else:
+                ready = {source: min(num, uses.get(source, num)) for source, num in groups.items()}
+                take = compose(self.plan, step, {**ready, LIVE: self.plan.groups_per_update}).take
+            demand.append(take.get(LIVE, 0))
+            for source in uses:
+                uses[source] -= take.get(source, 0)
+        return demand
+
+    # -- groups ---------------------------------------------------------------------------------------------------
+
+    def put(self, group: Group) -> str | None:
+        """Stores a scored group on its ticket; the reason when it is refused instead.
+
+        Raises:
+            ValueError: another group was put under the same id, or it cannot be written.
+        """
+        data = encode_group(group)
+        digest = payload_digest(data)
+        if self._is_repeated(group.group_id, digest):
+            self.calls["repeated_puts"] += 1
+            return None if group.group_id in self.state.entries else self._refused[group.group_id][1]
+        reason = self._refusal(group)
+        if reason is None:
+            oldest = group.oldest_version
+            self._store(group, data, digest, oldest=None if oldest is None else int(oldest))
+        else:
+            self._record(
+                {
+                    "kind": "refused", "group": group.group_id, "source": group.source.value, "digest": digest,
+                    "ticket": group.ticket_id, "reason": reason, "tokens": group.num_tokens,
+                }
+            )  # fmt: skip
+        if group.ticket_id is not None:
+            self._ticket_deadlines.pop(group.ticket_id, None)
+        return reason
+
+    def preload(self, groups: Iterable[Group]) -> None:
+        """Stores groups of frozen sources; those already known are left as they are.
+
+        Raises:
+            ValueError: a group of a source no batch takes, another group under a known id, or one that cannot be
+                written; then none of these groups was stored.
+        """
+        new: dict[str, tuple[Group, bytes, str]] = {}
+        for group in groups:
+            self._check_preloadable(group)
+            data = encode_group(group)
+            digest = payload_digest(data)
+            if group.group_id in new and new[group.group_id][2] != digest:
+                raise _different_payload(group.group_id)
+            if self._is_repeated(group.group_id, digest):
+                self.calls["repeated_preloads"] += 1
+            else:
+                new[group.group_id] = group, data, digest
+        for group, data, digest in new.values():
+            self._store(group, data, digest, oldest=None)
+
+    def _check_preloadable(self, group: Group) -> None:
+        if group.source.value not in self.plan.shares:
+            raise ValueError(
+                f"group {group.group_id} is of source {group.source.value!r}, which no batch takes (quotas: "
+                f"{', '.join(self.plan.shares) or 'none'}). Give it a share in replay.quotas, or do not preload it."
+            )
+
+    def _is_repeated(self, group_id: str, digest: str) -> bool:
+        """Raises ValueError when the id is known for another payload."""
+        entry, refused = self.state.entries.get(group_id), self._refused.get(group_id)
+        if entry is None and refused is None:
+            return False
+        known = entry.digest if entry is not None else refused[0] if refused is not None else ""
+        if known and known != digest:  # groups known from a manifest alone have no digest
+            raise _different_payload(group_id)
+        return True
+
+    def _refusal(self, group: Group) -> str | None:
+        """Why this group cannot be accepted now."""
+        ticket_id = group.ticket_id or ""
+        if ticket_id not in self.state.tickets:
+            return f"ticket_{self._withdrawn[ticket_id]}" if ticket_id in self._withdrawn else "unknown_ticket"
+        fault = fault_of(group, self.state.versions)
+        oldest = group.oldest_version
+        if fault is None and oldest is not None and self._is_too_old(oldest):
+            return "too_old"
+        return fault
+
+    def _store(self, group: Group, data: bytes, digest: str, *, oldest: int | None) -> None:
+        series = "live" if group.source is Source.LIVE else "frozen"
+        blob = self._log.blocks.append(series, data) if self._log is not None else None
+        source = group.source.value
+        self._record(
+            {
+                "kind": "put", "group": group.group_id, "source": source, "digest": digest,
+                "ticket": group.ticket_id if source == LIVE else None, "oldest": oldest, "tokens": group.num_tokens,
+                "budget": self._budgets[source], "blob": blob,
+            },
+            data,
+        )  # fmt: skip
+
+    # -- batches --------------------------------------------------------------------------------------------------
+
+    def lease(self, step: int, now: float) -> BatchLease | None:
+        """The batch of this step, or None while groups are missing (`shortage` says which); the same one when repeated.
+
+        Raises:
+            StaleEpochError: the step is already committed.
+            ValueError: steps before it are not committed.
+        """
+        self._check_is_next(step)
+        if self.state.lease is None:
+            self._sweep()
+            composition = compose(self.plan, step, self.state.num_ready())
+            if composition.missing:
+                return None
+            self._hand_out(step, composition)
+        else:
+            self.calls["repeated_leases"] += 1
+        self._lease_deadline = now + self.config.lease_timeout_s
+        assert self.state.lease is not None
+        return self._batch(self.state.lease)
+
+    def shortage(self, step: int) -> str:
+        """What the batch of this step still needs."""
+        composition = compose(self.plan, step, self.state.num_ready())
+        parts = []
+        for source, missing in composition.missing.items():
+            ready = composition.take.get(source, 0)
+            part = f"need {ready + missing} {source} groups: {ready} ready"
+            parts.append(f"{part}, {len(self.state.tickets)} running" if source == LIVE else part)
+        return "; ".join(parts)
+
+    def commit(self, step: int, lease_id: str, dropped: Mapping[str, str] | None = None) -> None:
+        """The groups of the lease were trained on, except the dropped ones, which are evicted with their reason.
+
+        Raises:
+            StaleEpochError: the lease is not the outstanding one, so its groups may be trained on by someone else.
+            ValueError: the lease was for another step, or `dropped` names groups it does not hold.
+        """
+        lease, dropped = self.state.lease, dict(dropped or {})
+        done = self.state.history.get(step)
+        if done is not None and done.lease_id == lease_id:
+            self.calls["repeated_commits"] += 1
+            return
+        if lease is None or lease.lease_id != lease_id:
+            self.calls["late_commits"] += 1
+            raise StaleEpochError(
+                f"commit of step {step} on lease {lease_id}, but the outstanding one is "
+                f"{lease.lease_id if lease is not None else 'none'}: it expired or the run was rolled back, and its "
+                "groups were given back. Restore the learner from the newest checkpoint; if its steps take longer than "
+                f"replay.lease_timeout_s={self.config.lease_timeout_s:g}, raise that."
+            )
+        if step != lease.step:
+            raise ValueError(f"lease {lease_id} is for step {lease.step}, not {step}: commit the step it was taken for")
+        if strangers := sorted(set(dropped) - set(lease.group_ids)):
+            raise ValueError(f"commit of step {step} drops {strangers}, which are not in lease {lease_id}")
+        self._record({"kind": "committed", "lease": lease_id, "dropped": dropped})
+        self._lease_deadline = None
+        self._sweep()
+
+    def seal(self, step: int) -> None:
+        """A durable checkpoint covers this step and all before it; spent groups may leave memory.
+
+        Raises:
+            ValueError: the step is not committed.
+        """
+        if step >= self.state.steps_committed:
+            raise ValueError(
+                f"seal of step {step}, but only {self.state.steps_committed} steps are committed: a checkpoint cannot "
+                "cover what was not trained. Seal after the commit."
+            )
+        if step <= self.state.sealed_through:
+            self.calls["repeated_seals"] += 1
+            return
+        self._record({"kind": "sealed", "step": step})
+
+    def announce_version(self, version: PolicyVersion, step: int) -> None:
+        """Weights `version` contain `step` committed steps.
+
+        Raises:
+            ValueError: the version is known with another step, or the step is not committed.
+        """
+        known = self.state.versions.get(version)
+        if known == step:
+            self.calls["repeated_versions"] += 1
+            return
+        if known is not None or step > self.state.steps_committed:
+            truth = f"it was announced with {known}" if known is not None else f"{self.state.steps_committed} exist"
+            raise ValueError(
+                f"policy version {version} was announced with {step} committed steps, but {truth}; ages would be "
+                "wrong. Issue a new version for every publication, after the commit."
+            )
+        self._record({"kind": "version", "version": int(version), "step": step})
+
+    def rollback(self, step: int, batches: Mapping[int, Sequence[str]]) -> None:
+        """History continues after `step` committed steps; what was trained at each of them is what `batches` says.
+
+        Later commits are undone, and every outstanding lease and ticket is void.
+
+        Raises:
+            ValueError: the manifest does not cover every step before `step`.
+        """
+        trained = {int(s): list(group_ids) for s, group_ids in batches.items() if int(s) < step}
+        if missing := sorted(set(range(step)) - set(trained)):
+            raise ValueError(
+                f"the batch manifest of a checkpoint after {step} steps lacks steps {missing}: groups trained there "
+                "could be trained again. Resume from a checkpoint with a complete manifest."
+            )
+        state = self.state
+        is_there = step == state.steps_committed and trained == {s: row.trained for s, row in state.history.items()}
+        if is_there and state.lease is None and not state.tickets:
+            return
+        held = list(state.tickets)
+        self._record(
+            {
+                "kind": "rolled_back", "step": step, "epoch": state.epoch + 1,
+                "batches": {str(s): group_ids for s, group_ids in trained.items()},
+            }
+        )  # fmt: skip
+        self._withdraw(held, "rollback")
+        self._lease_deadline = None
+        self._sweep()
+
+    def _check_is_next(self, step: int) -> None:
+        committed = self.state.steps_committed
+        if step < committed:
+            raise StaleEpochError(
+                f"lease of step {step}, but {committed} steps are committed: this learner was replaced or restored "
+                "without `rollback`. Roll the cache back to the learner's checkpoint first."
+            )
+        if step > committed:
+            raise ValueError(
+                f"lease of step {step}, but only {committed} steps are committed: commits were lost or skipped. "
+                " Roll the cache back to the learner's checkpoint first."
+            )
+
+    def _hand_out(self, step: int, composition: Composition) -> None:
+        state = self.state
+        chosen = [g for source, num in composition.take.items() if num for g in state.queues[source].first(num)]
+        ages = {g: age for g in chosen if (age := state.age(state.entries[g], step)) is not None}
+        if too_old := {g: age for g, age in ages.items() if age > self.config.max_age}:
+            raise InvariantError(f"groups above max_age {self.config.max_age} were about to be handed out: {too_old}")
+        self._record(
+            {
+                "kind": "leased", "lease": f"l{state.epoch}-{step}-{state.counters['leases']}", "step": step,
+                "epoch": state.epoch, "groups": chosen, "ages": ages, "shortfall": dict(composition.shortfall),
+            }
+        )  # fmt: skip
+
+    def _batch(self, lease: LeaseRow) -> BatchLease:
+        return BatchLease(
+            lease_id=lease.lease_id,
+            step=lease.step,
+            epoch=lease.epoch,
+            groups=tuple(decode_group(self.state.payloads[group_id]) for group_id in lease.group_ids),
+            ages=dict(lease.ages),
+            shortfall=dict(lease.shortfall),
+        )
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def expire(self, now: float) -> None:
+        """Takes back what was held beyond its deadline."""
+        expired = []
+        for ticket_id, deadline in self._ticket_deadlines.items():
+            if deadline > now:
+                break  # all tickets live equally long, so they expire in the order of issue
+            expired.append(ticket_id)
+        for ticket_id in expired:
+            self._record({"kind": "returned", "ticket": ticket_id, "reason": "expired"})
+            self._withdraw([ticket_id], "expired")
+        if self._lease_deadline is not None and self._lease_deadline <= now:
+            self._record({"kind": "lease_returned", "reason": "expired"})
+            self._lease_deadline = None
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do at the earliest."""
+        deadlines = [next(iter(self._ticket_deadlines.values()), None), self._lease_deadline]
+        return min((d for d in deadlines if d is not None), default=None)
+
+    # -- what others read -----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> str:
+        """Makes everything up to now durable; where, or an empty text when there is no log."""
+        if self._log is None:
+            return ""
+        needed = (entry.blob for entry in self.state.held() if entry.blob is not None)
+        return str(self._log.snapshot(self.state.to_json(), needed))
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the run and current levels, by flat names."""
+        return stats_of(self.state, self.plan.sources, self.calls)
+
+    # -- the log --------------------------------------------------------------------------------------------------
+
+    def _record(self, event: Event, payload: bytes | None = None) -> None:
+        """Raises OSError when the event cannot be written; then nothing has changed."""
+        if self._log is not None:
+            self._log.append(event, durable=event["kind"] in DURABLE)
+        self._apply(event, payload)
+        self.state.check()
+
+    def _apply(self, event: Event, payload: bytes | None = None) -> None:
+        self.state.apply(event, payload)
+        if event["kind"] == "refused":
+            _remember(self._refused, event["group"], (event["digest"], event["reason"]))
+
+    def _restore(self) -> None:
+        state = self.state
+        if self._log is not None:
+            recovered = self._log.recover()
+            if recovered.state is not None:
+                state.from_json(recovered.state)
+            for event in recovered.events:
+                self._apply(event)
+        lost = [entry.group_id for entry in state.held() if not self._read_back(entry.group_id)]
+        held = list(state.tickets)
+        self._record(
+            {
+                "kind": "opened", "boot": state.boot + 1, "epoch": state.epoch + 1,
+                "max_age": self.config.max_age, "groups_per_update": self.config.groups_per_update,
+            }
+        )  # fmt: skip
+        self._withdraw(held, "restart")
+        if lost:
+            self._record({"kind": "lost", "groups": lost})
+        self._sweep()
+
+    def _read_back(self, group_id: str) -> bool:
+        """Loads a packed block into memory; False when it is gone or another one."""
+        entry = self.state.entries[group_id]
+        data = self._log.blocks.read(entry.blob) if self._log is not None and entry.blob is not None else None
+        if data is None or payload_digest(data) != entry.digest:
+            return False
+        self.state.payloads[group_id] = data
+        return True
+
+    # -- groups that have become useless --------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Evicts READY groups no batch may take any more, which makes room for new ones."""
+        state = self.state
+        too_old = [g for version, ids in state.ready_by_version.items() if self._is_too_old(version) for g in ids]
+        if too_old:
+            too_old.sort(key=lambda group_id: state.entries[group_id].seq)
+            self._record({"kind": "evicted", "groups": too_old, "reason": "too_old"})
+
+    def _is_too_old(self, version: int) -> bool:
+        return self.state.steps_committed - self.state.versions[version] > self.config.max_age
+
+    def _withdraw(self, ticket_ids: Iterable[str], reason: str) -> None:
+        for ticket_id in ticket_ids:
+            _remember(self._withdrawn, ticket_id, reason)
+            self._ticket_deadlines.pop(ticket_id, None)
+
+
+def _remember(memory: OrderedDict[str, Value], key: str, value: Value) -> None:
+    memory[key] = value
+    if len(memory) > MAX_REMEMBERED:
+        memory.popitem(last=False)
+
+
+def _different_payload(group_id: str) -> ValueError:
+    return ValueError(
+        f"group {group_id} is known with another payload; keeping either would lose data. Give each group an id of its "
+        "own, derived from ticket and attempt."
+    )

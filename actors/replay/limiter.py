@@ -1,0 +1,83 @@
+"""May another group be started? Admission by what coming batches need; the guarantee is the age gate at hand-out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """Live experience that exists or is being made.
+
+    Attributes:
+        consumed: live groups the committed steps of the surviving history took.
+        stored: uses the ready and leased live groups are still good for (with single use: their number).
+        num_groups: ready and leased live groups.
+        running: outstanding tickets by the step their group is due at.
+        uses_per_group: how often one live group may be trained on.
+    """
+
+    consumed: int
+    stored: int
+    num_groups: int
+    running: Mapping[int, int]
+    uses_per_group: int = 1
+
+    @property
+    def num_running(self) -> int:
+        return sum(self.running.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to one request: the step a new group would be due at, or None and why not."""
+
+    due: int | None
+    reason: str
+
+
+def admit(supply: Supply, demand: Sequence[int], steps_committed: int) -> Admission:
+    """Whether one more live group may be started, and for which step.
+
+    A group is started only when one of the steps `steps_committed .. steps_committed + max_age` can train on it:
+
+        accepted + running <= (max_age + steps_committed + 1) * fresh      (AReaL, arXiv:2505.24298)
+
+    with what the committed steps took subtracted on both sides, so that groups lost to age, filters or failed steps
+    give their place back, a restart cannot cause a burst, and preloaded sources never count. `fresh` may differ from
+    step to step (fractional quotas, exhausted donors), so the bound is the running total.
+
+    The group is due at the first step that is not supplied yet. Its ticket then asks for weights young enough for
+    that step, and a step whose groups were dropped gets replacements that may start at once.
+
+    Args:
+        demand: live groups each of these steps takes, the next step first.
+    """
+    running = supply.num_running * supply.uses_per_group
+    if supply.stored + running < sum(demand):
+        return Admission(_first_unsupplied(supply, demand, steps_committed), "")
+    if demand[0] and supply.num_groups + supply.num_running < demand[0]:
+        return Admission(steps_committed, "")  # a batch takes each group once, however many uses it has left
+    return Admission(None, _reason(supply, sum(demand), len(demand) - 1, steps_committed))
+
+
+def _first_unsupplied(supply: Supply, demand: Sequence[int], steps_committed: int) -> int:
+    needed = 0
+    for due, groups in enumerate(demand, start=steps_committed):
+        needed += groups
+        running = sum(n for step, n in supply.running.items() if step <= due)
+        if supply.stored + running * supply.uses_per_group < needed:
+            return due
+    raise AssertionError("the last step sees all that is running, and together they fall short")
+
+
+def _reason(supply: Supply, total: int, max_age: int, steps_committed: int) -> str:
+    if total == 0:
+        return "the quotas leave nothing to live rollouts: no group is needed"
+    accepted = supply.consumed + supply.stored
+    return (
+        f"{accepted} live groups accepted + {supply.num_running * supply.uses_per_group} running reach the bound of "
+        f"{supply.consumed + total} = (max_age {max_age} + {steps_committed} steps committed + 1) x fresh groups per "
+        f"update; waiting for step {steps_committed} to be committed or a group to be dropped"
+    )

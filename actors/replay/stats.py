@@ -1,0 +1,41 @@
+"""The replay cache's numbers for dashboards: flat names, counters of the run and current levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from actors.replay.quotas import LIVE
+from actors.replay.records import ACCEPTED
+from actors.replay.state import ReplayState
+
+
+def stats_of(state: ReplayState, frozen_sources: Sequence[str], calls: Mapping[str, int]) -> dict[str, float]:
+    """Names of one level are fixed; `group/detail` names appear with what they count.
+
+    groups/STATUS/SOURCE are accepted groups by state, terminal ones since the run began; dropped/SOURCE/REASON/LENGTH
+    are refused and evicted ones; tickets/FATE are returned tickets; leased_age/AGE are live groups by age at hand-out;
+    passes/SOURCE is how often a frozen source was gone through; calls/KIND are repeated and late calls.
+    """
+    levels = {
+        "steps_committed": state.steps_committed,
+        "steps_sealed": state.sealed_through + 1,
+        "lease_epoch": state.epoch,
+        "groups_accepted": state.counters["accepted"],
+        "groups_refused": state.counters["refused"],
+        "groups_adopted": state.counters["adopted"],
+        "tickets_issued": state.counters["tickets_issued"],
+        "tickets_outstanding": len(state.tickets),
+        "leases": state.counters["leases"],
+        "rollbacks": state.counters["rollbacks"],
+        "held_bytes": sum(map(len, state.payloads.values())),
+    }
+    groups = {f"groups/{s}/{source}": state.num(s, source) for source in (LIVE, *frozen_sources) for s in ACCEPTED}
+    return {
+        **levels,
+        **groups,
+        **{f"dropped/{what}": num for what, num in state.drops.items()},
+        **{f"tickets/{fate}": num for fate, num in state.ticket_fates.items()},
+        **{f"leased_age/{age}": num for age, num in sorted(state.ages.items())},
+        **{f"passes/{source}": state.turns[source] for source in frozen_sources},
+        **{f"calls/{name}": num for name, num in calls.items()},
+    }

@@ -1,0 +1,274 @@
+"""Turns each class into a Ray actor with its resources, and actor handles into ports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+
+from actors import assembly
+from actors.assembly import RunSpec
+from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker, RankPort
+from actors.pools import ScorePool
+from actors.replay.cache import ReplayCache
+from actors.reward_worker import RewardWorker
+from actors.rollout_worker import RolloutPorts, RolloutWorker
+from actors.run_checkpoint import RunCheckpointer
+from actors.task_feed import TaskFeed
+from actors.weights import WeightStore
+from rewards.task import Task
+from rewards.trajectory import Group
+
+LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
+"""A process of the run is gone or cannot be reached."""
+
+RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Waits between tries of a keyed call; a replacement actor of the same name usually answers by then."""
+
+
+class ActorPort:
+    """An actor's methods as coroutines.
+
+    Calls to boxes that keep state under a name are retried against the current holder of that name: every mutating
+    call carries a key, so a call that ran although its reply was lost does nothing the second time.
+    """
+
+    def __init__(self, handle: Any, *, name: str | None = None, namespace: str | None = None) -> None:
+        self._handle, self._name, self._namespace = handle, name, namespace
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            for delay in (*RETRY_DELAYS_S, None):
+                try:
+                    return await getattr(self._handle, method).remote(*args, **kwargs)
+                except LOST:
+                    if self._name is None or delay is None:
+                        raise
+                    await asyncio.sleep(delay)
+                    self._reattach(self._name)
+
+        return call
+
+    def _reattach(self, name: str) -> None:
+        with suppress(ValueError):  # no holder of that name yet; the next try asks again
+            self._handle = ray.get_actor(name, self._namespace)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _port, (self._handle, self._name, self._namespace)
+
+
+def _port(handle: Any, name: str | None, namespace: str | None) -> ActorPort:
+    return ActorPort(handle, name=name, namespace=namespace)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boxes:
+    """Ports of the boxes that all workers of a run share."""
+
+    tasks: Any
+    replay: Any
+    weights: Any
+    scoring: tuple[Any, ...]
+    report: Any
+
+
+class ReplayActor(ReplayCache):
+    """The replay cache in a process of its own; restores itself from its folder when restarted."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+
+
+class TaskFeedActor(TaskFeed):
+    """The task feed in a process of its own."""
+
+    def __init__(self, spec: RunSpec, tasks: Sequence[Task]) -> None:
+        super().__init__(
+            tasks, seed=spec.seed, log_dir=spec.directory / "tasks", lease_timeout_s=spec.replay.ticket_timeout_s
+        )
+
+
+class WeightStoreActor(WeightStore):
+    """The weight store in a process of its own."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(
+            Path(spec.weights_dir), state_dir=spec.directory / "weights", keep_versions=spec.weights.keep_versions
+        )
+
+
+class RewardActor(RewardWorker):
+    """A reward worker and its killable children in a process of its own."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec.reward)
+
+
+class RolloutActor:
+    """A rollout worker, its engine and its ports in a process of its own."""
+
+    def __init__(self, spec: RunSpec, worker_id: str, boxes: Boxes) -> None:
+        scoring = ScorePool(boxes.scoring, lost=LOST, num_retries=spec.reward.num_retries)
+        ports = RolloutPorts(
+            tasks=boxes.tasks, replay=boxes.replay, scoring=scoring, weights=boxes.weights, report=boxes.report
+        )
+        self._worker: RolloutWorker = assembly.make_rollout_worker(spec, worker_id, ports)
+
+    async def start(self, model_path: str) -> None:
+        await self._worker.start(model_path)
+
+    async def run(self, *, sample: bool = True) -> None:
+        await self._worker.run(sample=sample)
+
+    async def evaluate(self, tasks: Sequence[Task], **options: Any) -> Any:
+        return await self._worker.evaluate(tasks, **options)
+
+    async def stats(self) -> dict[str, float]:
+        return await self._worker.stats()
+
+    async def drain(self) -> None:
+        await self._worker.drain()
+
+    async def close(self) -> None:
+        await self._worker.close()
+
+
+class LearnerRankActor:
+    """A rank of the learner group; rank 0 also leads."""
+
+    def __init__(self, spec: RunSpec, rank: int) -> None:
+        self._spec, self._rank = spec, rank
+        self._own: LearnerRank | None = None
+        self._leader: LearnerWorker | None = None
+
+    def free_address(self) -> str:
+        """Where the ranks can meet: a free port of this node."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def build(self, init_method: str | None) -> None:
+        """Loads the model; returns when all ranks have met."""
+        self._own = assembly.make_learner_rank(self._spec, self._rank, init_method)
+
+    def lead(self, others: Sequence[Any], boxes: Boxes) -> None:
+        """Makes this rank the leader of the group."""
+        spec = self._spec
+        assert self._own is not None
+        checkpointer = RunCheckpointer(
+            Path(spec.state_dir).parent / "checkpoints",
+            {"replay": boxes.replay, "tasks": boxes.tasks},
+            keep=spec.checkpoint_keep,
+            config_json=spec.config_json,
+        )
+        ports = LearnerPorts(
+            ranks=(self._own, *(cast(RankPort, RemoteRank(handle)) for handle in others)),
+            replay=boxes.replay,
+            publish=boxes.weights,
+            checkpoint=checkpointer,
+            report=boxes.report,
+        )
+        self._leader = LearnerWorker(assembly.make_learner_plan(spec), ports)
+
+    async def on_rank(self, method: str, *args: Any) -> Any:
+        """One collective call of the leader on this rank."""
+        return await getattr(self._own, method)(*args)
+
+    async def on_leader(self, method: str, *args: Any) -> Any:
+        return await getattr(self._leader, method)(*args)
+
+
+class RemoteRank:
+    """RankPort of a rank in another process; a batch is put into the object store once per call."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any) -> Any:
+            return await self._handle.on_rank.remote(method, *args)
+
+        return call
+
+
+class RemoteLeader:
+    """The leader's LearnerWorker, in another process."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any) -> Any:
+            return await self._handle.on_leader.remote(method, *args)
+
+        return call
+
+
+def spawn_replay(spec: RunSpec, namespace: str) -> ActorPort:
+    return _named(ReplayActor, "replay", namespace, spec)
+
+
+def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task]) -> ActorPort:
+    return _named(TaskFeedActor, "tasks", namespace, spec, tasks)
+
+
+def spawn_weight_store(spec: RunSpec, namespace: str) -> ActorPort:
+    return _named(WeightStoreActor, "weights", namespace, spec)
+
+
+def spawn_reward_workers(spec: RunSpec, namespace: str) -> list[ActorPort]:
+    return [_named(RewardActor, f"reward-{i}", namespace, spec) for i in range(spec.reward.num_workers)]
+
+
+def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: Boxes) -> ActorPort:
+    """One worker with its engine; not restarted by Ray: the supervisor decides."""
+    rollout = spec.rollout
+    actor = ray.remote(RolloutActor).options(
+        name=worker_id,
+        namespace=namespace,
+        num_cpus=rollout.num_cpus_per_worker,
+        num_gpus=rollout.num_gpus_per_worker,
+        runtime_env={"env_vars": _threads(rollout.engine.threads)},
+    )
+    return ActorPort(actor.remote(spec, worker_id, boxes))
+
+
+async def spawn_learner(spec: RunSpec, namespace: str, boxes: Boxes, num_gpus_per_rank: float = 0) -> RemoteLeader:
+    """All ranks of the learner group, met and ready; rank 0 leads."""
+    env = {"env_vars": _threads(spec.learner.threads_per_rank)}
+    handles = [
+        ray.remote(LearnerRankActor)
+        .options(name=f"learner-{rank}", namespace=namespace, num_cpus=1, num_gpus=num_gpus_per_rank, runtime_env=env)
+        .remote(spec, rank)
+        for rank in range(spec.learner.num_ranks)
+    ]
+    address = await handles[0].free_address.remote() if len(handles) > 1 else None
+    await asyncio.gather(*(handle.build.remote(address) for handle in handles))
+    await handles[0].lead.remote(handles[1:], boxes)
+    return RemoteLeader(handles[0])
+
+
+async def preload_experts(replay: ActorPort, groups: Sequence[Group], chunk: int = 512) -> None:
+    """Puts frozen groups into the cache in calls of bounded size."""
+    for start in range(0, len(groups), chunk):
+        await replay.preload(list(groups[start : start + chunk]))
+
+
+def _named(cls: type, name: str, namespace: str, *args: Any) -> ActorPort:
+    actor = ray.remote(cls).options(name=name, namespace=namespace, num_cpus=0, runtime_env={"env_vars": _threads(1)})
+    return ActorPort(actor.remote(*args), name=name, namespace=namespace)
+
+
+def _threads(num: int) -> dict[str, str]:
+    """Ray would set OMP_NUM_THREADS from num_cpus; state it instead."""
+    return {"OMP_NUM_THREADS": str(num)}

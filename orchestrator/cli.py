@@ -1,0 +1,301 @@
+"""The `braid` command: what can be asked, and how it is answered when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator import commands
+from orchestrator.load_config import ConfigError, make_importable
+from orchestrator.run_folders import UnknownRunError
+from rewards.import_path import ImportPathError
+
+DEBUG = "BRAID_DEBUG"
+
+EPILOG = """\
+examples:
+  braid train arithmetic_demo                      learn on this machine, on a Ray cluster of its own
+  braid train grpo --set num_steps=20              change a setting of a recipe
+  braid train ./my_recipe.py --address auto        a recipe of your own, on the Ray cluster that is running here
+  braid submit ./my_recipe.py --address http://head:8265
+  braid plan chord_mu                              what it would take, before it starts
+  braid train --resume runs/grpo-20260101-120000   go on after a crash
+
+A recipe is a name (`braid recipes`), a .py file, a .yaml or .json file, or module:function.
+`braid COMMAND --help` says more. BRAID_DEBUG=1 shows tracebacks.
+"""
+
+SET_HELP = "change a setting, as rollout.group_size=4 or terms.0.loss.clip_high=0.3; the value is YAML; repeatable"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 failed, 2 refused for bad input, 130 interrupted."""
+    args = make_parser().parse_args(argv)
+    make_importable(Path.cwd())  # a user's own modules, as with `python -m`
+    try:
+        return args.command(args)
+    except KeyboardInterrupt:
+        return _tell(["interrupted"], 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has seen enough
+        return 0
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        return _told(error)
+
+
+def _told(error: Exception) -> int:
+    if isinstance(error, commands.CommandError):
+        return _tell([str(error)], error.exit_code)
+    if isinstance(error, (ConfigError, ImportPathError, UnknownRunError)):
+        return _tell([str(error)], 2)
+    problems = getattr(error, "problems", None)
+    if problems:
+        return _tell(problems, 2)
+    return _tell([f"unexpected {type(error).__name__}: {error} ({DEBUG}=1 shows where)"], 1)
+
+
+def _tell(problems: Sequence[str], exit_code: int) -> int:
+    for problem in problems:
+        print(f"braid: {' '.join(problem.split())}", file=sys.stderr)
+    return exit_code
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines, and the longest option leaves room for its help."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+# -- what can be asked ------------------------------------------------------------------------------------------
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="braid",
+        description="Reinforcement-learning post-training of language models on Ray, from on- and off-policy data.",
+        epilog=EPILOG,
+        formatter_class=_Help,
+    )
+    add = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(add)
+    _add_submit(add)
+    _add_before_a_run(add)
+    _add_during_a_run(add)
+    _add_after_a_run(add)
+    return parser
+
+
+def _command(
+    add: argparse._SubParsersAction, name: str, function, help: str, examples: str = ""
+) -> argparse.ArgumentParser:
+    parser = add.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=_Help,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
+
+
+def _add_runs(parser: argparse.ArgumentParser, default: str = "runs", help: str = "folder of the runs") -> None:
+    parser.add_argument("--runs", type=Path, default=Path(default), metavar="DIR", help=f"{help} (default: {default})")
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", metavar="ADDRESS", help="an existing Ray cluster: `auto` for the one running here, or host:port"
+    )
+
+
+def _add_train(add: argparse._SubParsersAction) -> None:
+    parser = _command(
+        add,
+        "train",
+        commands.train,
+        "train from a recipe, or continue a run",
+        "  braid train arithmetic_demo\n"
+        "  braid train chord_mu --set learner.optimizer.learning_rate=1e-5 --name low-rate\n"
+        "  braid train ./my_run.yaml --dry-run\n"
+        "  braid train --resume low-rate --set num_steps=120\n",
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="name, .py or .yaml file, or module:function")
+    _add_set(parser)
+    parser.add_argument("--name", help="name of the run (default: the recipe's, with date and time)")
+    _add_runs(parser)
+    _add_address(parser)
+    parser.add_argument("--resume", metavar="RUN", help="continue this run from its newest intact checkpoint")
+    parser.add_argument("--local", action="store_true", help="all in this process, without Ray: for small experiments")
+    parser.add_argument("--no-view", action="store_true", help="one line per step instead of the live page")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the configuration, start nothing"
+    )
+    parser.add_argument(
+        "--no-resource-check",
+        action="store_true",
+        help="start although the cluster is too small now, because it grows by itself",
+    )
+
+
+def _add_submit(add: argparse._SubParsersAction) -> None:
+    parser = _command(
+        add,
+        "submit",
+        commands.submit,
+        "train on a cluster somewhere else, through the Ray Jobs API",
+        "  braid submit grpo --address http://127.0.0.1:8265\n"
+        "  braid submit ./my_recipe.py --address http://head:8265 --working-dir . --runs /shared/runs\n\n"
+        "The working directory is sent along (without .git, .venv, runs, checkpoints and what .gitignore names), so\n"
+        "rewards and tasks of your own work unmodified. A cluster that asks for a token gets the one in\n"
+        "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.\n",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="name, file in the working directory, or module:function")
+    _add_set(parser)
+    parser.add_argument(
+        "--address", default="http://127.0.0.1:8265", help="the cluster's dashboard (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--working-dir", type=Path, default=Path(), metavar="DIR", help="folder to send (default: this one)"
+    )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="leave out of it; as in .gitignore"
+    )
+    _add_runs(parser, "~/braid-runs", "folder on the cluster for the results; on several nodes a shared one")
+    parser.add_argument("--name", help="name of the run")
+    parser.add_argument("--installed", action="store_true", help="use the braid installed there, do not send this one")
+    parser.add_argument("--no-wait", action="store_true", help="return when the job is accepted")
+
+
+def _add_before_a_run(add: argparse._SubParsersAction) -> None:
+    parser = _command(
+        add,
+        "plan",
+        commands.plan,
+        "show what a run would take and what asynchrony could gain",
+        "  braid plan chord_mu\n  braid plan grpo --set rollout.num_workers=4 --train-ratio 0.5 --json\n",
+    )
+    parser.add_argument("recipe", metavar="RECIPE")
+    _add_set(parser)
+    _add_address(parser)
+    parser.add_argument(
+        "--train-ratio",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="time to train a batch over the time to sample it with all slots busy (default: 1)",
+    )
+    parser.add_argument("--json", action="store_true", help="plain data instead of tables")
+
+    parser = _command(add, "doctor", commands.doctor, "show what is installed and what is missing")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds one import may take")
+    parser.add_argument("--json", action="store_true", help="plain data instead of a table")
+
+    parser = _command(
+        add,
+        "recipes",
+        commands.recipes,
+        "list the built-in recipes, or show one",
+        "  braid recipes\n  braid recipes dapo\n",
+    )
+    parser.add_argument("name", nargs="?", metavar="RECIPE", help="show its whole configuration as JSON")
+    _add_set(parser)
+
+    parser = _command(
+        add,
+        "fetch-model",
+        commands.fetch_model,
+        "get a model and print its folder",
+        "  braid fetch-model smollm2-135m\n",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a known name, a folder, or a hub id")
+
+
+def _add_during_a_run(add: argparse._SubParsersAction) -> None:
+    parser = _command(add, "status", commands.status, "show what a run is doing")
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument("--json", action="store_true", help="everything, as plain data")
+
+    parser = _command(add, "stop", commands.stop, "end a run after the step in flight, with a checkpoint")
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, metavar="S", help="how long to wait for its end; 0: not"
+    )
+
+    parser = _command(add, "ledger", commands.ledger, "show what is known of each prompt, hardest first")
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows to show (default: 40)")
+    parser.add_argument("--json", action="store_true", help="all rows, as plain data")
+
+
+def _add_after_a_run(add: argparse._SubParsersAction) -> None:
+    parser = _command(
+        add,
+        "eval",
+        commands.evaluate,
+        "measure pass@k of a model or a run's model on held-out tasks",
+        "  braid eval smollm2-135m --recipe arithmetic_demo\n"
+        "  braid eval runs/grpo-20260101-120000 --samples 16 --k 1 4 16\n",
+    )
+    parser.add_argument("target", metavar="MODEL_OR_RUN")
+    parser.add_argument("--recipe", help="where tasks and reward come from (default: the run's, or arithmetic_demo)")
+    _add_set(parser)
+    _add_runs(parser)
+    parser.add_argument("--which", choices=("final", "best"), default="final", help="model of a run (default: final)")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), help="instead of the recipe's")
+    parser.add_argument("--k", type=int, nargs="+", default=[1], metavar="K", help="for pass@k (default: 1)")
+    parser.add_argument("--samples", type=int, metavar="N", help="answers per task (default: the largest k)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="default: 0 for one sample, 1 for several")
+    parser.add_argument("--num-tasks", type=int, metavar="N", help="how many held-out tasks (default: all)")
+    parser.add_argument("--json", action="store_true", help="plain data")
+
+    parser = _command(
+        add,
+        "export",
+        commands.export,
+        "write a run's model as a Hugging Face folder",
+        "  braid export my-run ./my-model\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="an empty or new folder")
+    parser.add_argument(
+        "--which",
+        choices=("final", "best", "checkpoint"),
+        help="default: the final model, or of an unfinished run the newest checkpoint",
+    )
+    _add_runs(parser)
+
+    parser = _command(
+        add,
+        "report",
+        commands.report,
+        "write the HTML page of a run, or one plot of several",
+        "  braid report my-run\n  braid report grpo-1 grpo-2 chord-1 chord-2 --compare curves.svg\n",
+    )
+    parser.add_argument("run", nargs="+", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="held-out accuracy of all of them in one .svg or .png"
+    )
+    parser.add_argument("--over", choices=("step", "minutes"), default="step", help="horizontal axis of --compare")
+
+    parser = _command(add, "audit", commands.audit, "check that every ticket and group of a run is accounted for")
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

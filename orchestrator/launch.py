@@ -1,0 +1,186 @@
+"""Brings a run up on a Ray cluster, embedded or existing, and stays with it until it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.model_store import resolve_model
+from orchestrator.config import RunConfig
+from orchestrator.run_files import RunFiles, make_spec, open_run, weights_directory
+from orchestrator.supervisor import SUPERVISOR, RunSupervisor
+from orchestrator.view import RunView
+
+VIEW_PERIOD_S = 1.0
+
+
+def launch(
+    config: RunConfig, run_dir: Path, *, address: str | None = None, resume: bool = False, show_view: bool = True
+) -> int:
+    """Runs a configuration to its end; returns the exit code of the command.
+
+    Args:
+        address: of an existing cluster ("auto" finds the local one); None starts one in this process's care.
+        resume: continue from the newest intact checkpoint in `run_dir`.
+    """
+    model_path = resolve_model(config.model)
+    files, incarnation = open_run(config, run_dir, resume=resume)
+    namespace = f"braid/{files.root.name}"
+    dashboard = start_ray(config, namespace, address)
+    files.cluster.write_text(
+        json.dumps({"address": _gcs_address(), "namespace": namespace, "dashboard": dashboard, "pid": os.getpid()})
+    )
+    print(f"run        {files.root}\ndashboard  {dashboard or 'not available'}", flush=True)
+    spec = make_spec(config, files, model_path, incarnation)
+    supervisor = (
+        ray.remote(RunSupervisor)
+        .options(
+            name=SUPERVISOR,
+            namespace=namespace,
+            num_cpus=0,
+            lifetime="detached" if address else "non_detached",
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        )
+        .remote(config.model_dump_json(), spec, str(files.root), namespace, list(sys.path))
+    )
+    try:
+        return _stay_with(supervisor, resume, files, dashboard, show_view)
+    finally:
+        _clean_up(supervisor, namespace, weights_directory(config, files), embedded=address is None)
+
+
+def start_ray(config: RunConfig, namespace: str, address: str | None) -> str | None:
+    """Connects to `address`, or starts a local cluster bound to the loopback interface; returns the dashboard URL."""
+    settings: dict[str, Any] = {"namespace": namespace, "log_to_driver": bool(os.environ.get("BRAID_DEBUG"))}
+    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
+    settings["runtime_env"] = {"env_vars": {"PYTHONPATH": path, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}}
+    if address is None:
+        needed = config.rollout.num_workers * config.rollout.num_cpus_per_worker + config.learner.num_ranks
+        settings |= {
+            "num_cpus": max(os.cpu_count() or 1, int(needed + 0.999)),
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "object_store_memory": 1 << 30,
+        }
+    else:
+        settings["address"] = address
+    context = ray.init(**settings)
+    return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _stay_with(supervisor: ActorHandle, resume: bool, files: RunFiles, dashboard: str | None, show_view: bool) -> int:
+    """Shows the run until it ends; the first Ctrl-C stops it with a checkpoint, the second at once."""
+    running = supervisor.run.remote(resume=resume)
+    stops = _StopSignals()
+    with stops, RunView(files.root, dashboard=dashboard, enabled=show_view) as view:
+        while True:
+            done, _ = ray.wait([running], timeout=VIEW_PERIOD_S)
+            if done:
+                break
+            if stops.take():
+                view.message("stopping after the step in flight; a checkpoint is written (again: stop at once)")
+                supervisor.stop.remote()
+            view.update(ray.get(supervisor.status.remote()))
+    try:
+        summary = ray.get(running)
+    except RayTaskError as error:
+        print(f"run failed: {error.cause!r}", file=sys.stderr)
+        if os.environ.get("BRAID_DEBUG"):
+            raise
+        return 1
+    except RayActorError as error:
+        print(f"run failed: its supervisor died: {error}", file=sys.stderr)
+        return 1
+    return 0 if summary["phase"] in ("done", "finishing", "stopped") else 1
+
+
+class _StopSignals:
+    """Turns SIGINT and SIGTERM into a request; a second one interrupts."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._taken = False
+
+    def __enter__(self) -> _StopSignals:
+        self._previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, *_: object) -> None:
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+
+    def take(self) -> bool:
+        """True once after the first signal."""
+        if self._requested and not self._taken:
+            self._taken = True
+            return True
+        return False
+
+
+def _clean_up(supervisor: ActorHandle, namespace: str, weights: Path, *, embedded: bool) -> None:
+    """Leaves no actor, no engine process and no published weights behind."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == namespace:
+            ray.kill(ray.get_actor(actor["name"], namespace))
+    if embedded:
+        ray.shutdown()
+    shutil.rmtree(weights, ignore_errors=True)
+
+
+def _gcs_address() -> str:
+    return ray.get_runtime_context().gcs_address
+
+
+def run_status(run_dir: Path) -> dict[str, Any]:
+    """The live status of a run on this machine.
+
+    Raises:
+        ConnectionError: the run is not alive.
+    """
+    return ray.get(_attach(run_dir).status.remote(), timeout=30)
+
+
+def stop_run(run_dir: Path) -> None:
+    """Asks a run to end after the step in flight, with a checkpoint."""
+    ray.get(_attach(run_dir).stop.remote(), timeout=60)
+
+
+def wait_stopped(run_dir: Path, timeout_s: float) -> bool:
+    """True when the run's process ended in time."""
+    deadline = time.monotonic() + timeout_s
+    pid = json.loads(RunFiles(run_dir.resolve()).cluster.read_text())["pid"]
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def _attach(run_dir: Path) -> ActorHandle:
+    files = RunFiles(run_dir.resolve())
+    if not files.cluster.exists():
+        raise ConnectionError(f"{run_dir} holds no started run")
+    where = json.loads(files.cluster.read_text())
+    try:
+        if not ray.is_initialized():
+            ray.init(address=where["address"], namespace=where["namespace"], log_to_driver=False)
+        return ray.get_actor(SUPERVISOR, where["namespace"])
+    except (ConnectionError, ValueError) as error:
+        raise ConnectionError(f"the run in {run_dir} is not alive ({error})") from error

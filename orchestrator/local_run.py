@@ -1,0 +1,75 @@
+"""LocalRun: the loops of the cluster gathered in one process, for fast tests and small experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from actors.assembly import (
+    RunSpec,
+    expert_groups,
+    make_learner_plan,
+    make_learner_rank,
+    make_renderer,
+    make_replay,
+    make_reward_worker,
+    make_rollout_worker,
+    make_task_feed,
+    make_weight_store,
+)
+from actors.learner_worker import LearnerPorts, LearnerWorker
+from actors.model_store import resolve_model
+from actors.pools import ScorePool
+from actors.rollout_worker import RolloutPorts
+from actors.run_checkpoint import RunCheckpointer, newest_restore_point
+from orchestrator.conductor import Conductor, RunParts
+from orchestrator.config import RunConfig
+from orchestrator.recorder import RunRecorder
+from orchestrator.run_files import RunFiles, make_spec, open_run
+from orchestrator.tracking import Tracker
+from rewards.task import TaskSet
+from rewards.tasks import load_tasks
+
+
+async def run_local(
+    config: RunConfig, root: Path, *, resume: bool = False, tasks: TaskSet | None = None
+) -> dict[str, Any]:
+    """Runs a whole configuration in this process; returns the summary.
+
+    Args:
+        root: folder of the run.
+        tasks: instead of what `config.tasks` names.
+    """
+    files, incarnation = open_run(config, root, resume=resume)
+    spec = make_spec(config, files, resolve_model(config.model), incarnation)
+    recorder = RunRecorder(files.root, Tracker(config.tracking, files.root), num_steps=config.num_steps)
+    tasks = tasks or load_tasks(config.tasks)
+    parts = await build_local_parts(config, spec, files, tasks, recorder)
+    restore = newest_restore_point(files.checkpoints) if resume else None
+    return await Conductor(config, files.root, parts, recorder).run(restore)
+
+
+async def build_local_parts(
+    config: RunConfig, spec: RunSpec, files: RunFiles, tasks: TaskSet, recorder: RunRecorder
+) -> RunParts:
+    """Every box of the run as a plain object of this process."""
+    replay, feed, store = make_replay(spec), make_task_feed(spec, tasks.train), make_weight_store(spec)
+    if "expert" in config.replay.quotas:
+        await replay.preload(list(expert_groups(tasks.train, make_renderer(spec))))
+    scoring = [make_reward_worker(spec) for _ in range(spec.reward.num_workers)]
+    checkpointer = RunCheckpointer(
+        files.checkpoints, {"replay": replay, "tasks": feed}, keep=spec.checkpoint_keep, config_json=spec.config_json
+    )
+    ports = LearnerPorts(
+        ranks=(make_learner_rank(spec),), replay=replay, publish=store, checkpoint=checkpointer, report=recorder
+    )
+    rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=ScorePool(scoring), weights=store, report=recorder)
+    names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
+    return RunParts(
+        model_path=spec.model_path,
+        replay=replay,
+        learner=LearnerWorker(make_learner_plan(spec), ports),
+        rollouts={name: make_rollout_worker(spec, name, rollout_ports) for name in names},
+        scoring=scoring,
+        heldout=tasks.heldout,
+    )

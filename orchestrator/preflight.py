@@ -1,0 +1,394 @@
+"""Everything that can be refused before anything of a run starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+from actors.renderer import Renderer, RenderError
+from orchestrator.config import RunConfig
+from orchestrator.resources import Available, learner_gpus_per_rank, requested
+from rewards.task import Task, TaskSet
+from rewards.verdict import Status
+
+OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
+
+SUPPLIED_SOURCES = ("live", "expert")
+"""Sources some box of the graph fills: rollout workers, and the expert responses that come with the tasks."""
+
+SUPPLIED_BY_LIVE = frozenset({"behavior_logprobs", "scores"})
+"""What only sampled and judged answers carry; expert text has neither."""
+
+VLLM_DEFAULT_LORA_RANK = 16
+
+FIXED_ENGINE_OPTIONS = {
+    "logprobs_mode": "log-probs must be those of the distribution tokens are drawn from",
+    "generation_config": "a model's own top-p or top-k would truncate the distribution behind the learner's back",
+    "logits_processors": "they change the distribution, and the learner could not mirror it",
+    "worker_extension_cls": "new weights are loaded through it",
+    "skip_tokenizer_init": "tokens go in and tokens come out",
+}
+"""Engine arguments a configuration must leave alone, and why."""
+
+MAX_JUDGED_TASKS = 256
+"""Tasks whose references are tried out on the built-in verifiers."""
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What the checks had to load; nothing of it need be loaded again in this process."""
+
+    model_path: Path
+    tasks: TaskSet
+
+
+class PreflightError(ValueError):
+    """The run would fail. `problems` has one line per reason."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+def preflight(config: RunConfig, available: Available | None = None) -> Cleared:
+    """Loads tasks, reward and tokenizer as the run would, and refuses what cannot work.
+
+    Args:
+        available: resources the run may use; None leaves them unchecked.
+
+    Raises:
+        PreflightError: with all reasons found.
+    """
+    problems = [
+        *placement_problems(config),
+        *(resource_problems(config, available) if available is not None else ()),
+        *engine_problems(config),
+        *source_problems(config),
+        *rule_problems(config),
+        *reward_problems(config),
+    ]
+    tasks = _attempt(lambda: _load_tasks(config), problems)
+    model_path = _attempt(lambda: _resolve_model(config), problems)
+    if tasks is not None:
+        problems += answer_problems(config, tasks)
+        problems += expert_problems(config, tasks)
+        problems += evaluation_problems(config, tasks)
+    if model_path is not None:
+        problems += context_problems(config, model_path)
+        if tasks is not None:
+            problems += prompt_problems(config, model_path, (*tasks.train, *tasks.heldout))
+    if problems or tasks is None or model_path is None:
+        raise PreflightError(problems)
+    return Cleared(model_path, tasks)
+
+
+def _attempt(load: Callable[[], Loaded], problems: list[str]) -> Loaded | None:
+    try:
+        return load()
+    except PreflightError as error:
+        problems += error.problems
+        return None
+
+
+def _load_tasks(config: RunConfig) -> TaskSet:
+    from rewards.tasks import load_tasks
+
+    source = config.tasks.source
+    try:
+        return load_tasks(config.tasks)
+    except (OSError, ValueError) as error:
+        raise PreflightError([_named("tasks", error) + _shadowed(source)]) from error
+    except Exception as error:  # attributed: a user's own loading function may raise anything
+        raise PreflightError([f"tasks: source {source!r} raised {type(error).__name__}: {error}"]) from error
+
+
+def _resolve_model(config: RunConfig) -> Path:
+    from actors.model_store import ModelError, resolve_model
+
+    try:
+        return resolve_model(config.model)
+    except ModelError as error:
+        raise PreflightError([f"model: {error}"]) from error
+
+
+def _named(section: str, error: Exception) -> str:
+    """The message, beginning with the section it is about."""
+    return str(error) if str(error).startswith(section) else f"{section}: {error}"
+
+
+def _shadowed(import_path: str) -> str:
+    """A hint for a user whose own package has the name of one of Braid's."""
+    package = import_path.partition(":")[0].partition(".")[0]
+    own = [entry for entry in sys.path if (Path(entry or ".") / package).is_dir()]
+    if package not in OWN_PACKAGES or len(own) < 2:
+        return ""
+    return f" (Braid's own package is called {package!r} and hides {Path(own[-1]) / package}: rename yours)"
+
+
+# -- where it runs ----------------------------------------------------------------------------------------------
+
+
+def placement_problems(config: RunConfig) -> Iterator[str]:
+    """Placement, layout and core lists that contradict each other."""
+    rollout, gpus = config.rollout, config.rollout.num_gpus_per_worker
+    if config.placement == "cpu" and gpus > 0:
+        yield (
+            f"placement='cpu' but rollout.num_gpus_per_worker={gpus:g}: set placement='split' or 'colocated', or 0 GPUs"
+        )
+    if config.placement != "cpu" and gpus == 0 and rollout.engine.kind != "simulated":
+        yield (
+            f"placement={config.placement!r} but rollout.num_gpus_per_worker=0, so no engine would see a GPU: set it "
+            f"to {rollout.engine.tensor_parallel_size if config.placement == 'split' else '0.5'}"
+        )
+    if config.placement == "split" and 0 < gpus != rollout.engine.tensor_parallel_size:
+        yield (
+            f"rollout.num_gpus_per_worker={gpus:g} but rollout.engine.tensor_parallel_size="
+            f"{rollout.engine.tensor_parallel_size}: an engine needs as many whole GPUs as it is spread over"
+        )
+    if config.placement == "colocated" and gpus > 0 and learner_gpus_per_rank(config) <= 0:
+        yield (
+            f"placement='colocated' but {rollout.num_workers} workers x {gpus:g} GPUs leave nothing of the "
+            f"{config.learner.num_ranks} GPUs of the learner: lower rollout.num_gpus_per_worker"
+        )
+    if config.layout is not None and config.placement != "cpu":
+        yield (
+            f"layout={config.layout!r} divides the cores of one machine, but placement={config.placement!r} puts the "
+            "heavy roles on GPUs: set layout=null"
+        )
+    if rollout.engine.cores is not None and rollout.num_workers > 1:
+        yield (
+            f"rollout.engine.cores={rollout.engine.cores!r} with rollout.num_workers={rollout.num_workers}: all "
+            "workers would share these cores. Use one worker, or no core list (layout=null)"
+        )
+
+
+def resource_problems(config: RunConfig, available: Available) -> Iterator[str]:
+    """More than the cluster has. A cluster that starts with the run gets as many logical CPUs as are asked for."""
+    roles = requested(config)
+    parts = [f"{role.count} x {role.gpus:g} for each {role.role}" for role in roles if role.gpus]
+    gpus = sum(role.count * role.gpus for role in roles)
+    if gpus > available.gpus:
+        yield (
+            f"the run asks for {gpus:g} GPUs ({', '.join(parts)}), but {available.where} has {available.gpus:g}: "
+            "lower rollout.num_workers or learner.num_ranks, or set placement='cpu' and 0 GPUs"
+        )
+    for role in roles:
+        if gpus <= available.gpus and role.gpus > max(available.gpus_per_node, default=0):
+            yield (
+                f"a {role.role} asks for {role.gpus:g} GPUs on one node, but the largest node of {available.where} has "
+                f"{max(available.gpus_per_node, default=0):g}"
+            )
+    cpus = sum(role.count * role.cpus for role in roles)
+    if cpus > available.cpus and not available.starts_with_run:
+        yield (
+            f"the run asks for {cpus:g} CPUs, but {available.where} has {available.cpus:g}: lower rollout.num_workers, "
+            "rollout.num_cpus_per_worker or learner.num_ranks"
+        )
+    if available.starts_with_run:
+        yield from core_problems(config, int(available.cpus))
+
+
+def core_problems(config: RunConfig, num_cores: int) -> Iterator[str]:
+    """Core lists this machine cannot honour."""
+    from actors.assembly import parse_cores  # loads torch, which the run loads too
+
+    for key, cores in (("rollout.engine.cores", config.rollout.engine.cores), ("learner.cores", config.learner.cores)):
+        try:
+            wanted = set().union(*(parse_cores(part) for part in (cores or "").split("|") if part))
+        except ValueError as error:
+            yield f"{key}: {error}"
+            continue
+        if wanted and max(wanted) >= num_cores:
+            yield (
+                f"{key}={cores!r} names core {max(wanted)}, but this machine has {num_cores}, counted from 0: change "
+                "the list, or set layout='free'"
+            )
+
+
+def engine_problems(config: RunConfig) -> Iterator[str]:
+    """An engine that is not installed, and options it must not have."""
+    engine, lora = config.rollout.engine, config.learner.lora
+    if engine.kind == "simulated":
+        from actors.engines.simulation import SimulatedOptions
+
+        try:
+            SimulatedOptions.from_config(engine.options)
+        except ValueError as error:
+            yield str(error)
+        return
+    if engine.kind != "vllm":
+        return
+    if find_spec("vllm") is None:
+        yield (
+            "rollout.engine.kind='vllm' but vllm is not installed: install the extra `cpu` or `gpu` of braid-rl, or "
+            "--set rollout.engine.kind=transformers"
+        )
+    for name, reason in FIXED_ENGINE_OPTIONS.items():
+        if name in engine.options:
+            yield f"rollout.engine.options.{name}={engine.options[name]!r} cannot be set: {reason}. Remove it"
+    max_rank = engine.options.get("max_lora_rank", VLLM_DEFAULT_LORA_RANK)
+    if lora is not None and not (engine.options.get("enable_lora") and lora.rank <= max_rank):
+        yield (
+            f"learner.lora.rank={lora.rank} needs an engine that loads such adapters: set rollout.engine.options="
+            f"{{enable_lora: true, max_lora_rank: {lora.rank}}}"
+        )
+
+
+# -- what it learns from ----------------------------------------------------------------------------------------
+
+
+def source_problems(config: RunConfig) -> Iterator[str]:
+    """Sources nobody fills, and terms that read what nobody supplies."""
+    from learner.trainer import SUPPLIED
+
+    for source in config.replay.quotas:
+        if source not in SUPPLIED_SOURCES:
+            yield (
+                f"replay.quotas.{source}: nothing in this run supplies source {source!r}, so its share would never be "
+                f"filled: drop the quota; sources with a supplier are {', '.join(SUPPLIED_SOURCES)}"
+            )
+    for index, term in enumerate(config.terms):
+        supplied = SUPPLIED if term.source == "live" else SUPPLIED - SUPPLIED_BY_LIVE
+        missing = sorted(term.loss.needs - supplied)
+        if missing:
+            yield (
+                f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}, which nothing in "
+                f"this run supplies for that source: use another loss, or source 'live'"
+            )
+
+
+def rule_problems(config: RunConfig) -> Iterator[str]:
+    """Rules for scored groups that do not exist or cannot be carried out."""
+    from actors.finisher import Finisher
+
+    try:
+        Finisher(config.rollout.rules)
+    except ValueError as error:
+        yield _named("rollout.rules", error)
+
+
+def reward_problems(config: RunConfig) -> Iterator[str]:
+    """Verifiers that cannot be found or do not take their options."""
+    from rewards.rubric import Rubric
+
+    try:
+        Rubric(config.reward)
+    except ValueError as error:
+        hints = (_shadowed(component.verifier) for component in config.reward.components.values())
+        yield _named("reward", error) + next(filter(None, hints), "")
+
+
+def answer_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
+    """Tasks whose reference a required built-in verifier cannot use.
+
+    A few of them are masked while the run goes on; as many as would stop the run are refused.
+    """
+    from rewards.rubric import VERIFIERS, resolve_verifier
+
+    every = (*tasks.train, *tasks.heldout)
+    looked_at = every[:: max(1, len(every) // MAX_JUDGED_TASKS)]
+    for name, component in config.reward.components.items():
+        if component.verifier not in VERIFIERS or not component.required:
+            continue
+        try:
+            verify = resolve_verifier(component.verifier)
+        except ValueError:
+            continue  # told by the check of the reward
+        useless = [(task, why) for task in looked_at if (why := _gold_fault(verify, task, component.options))]
+        if len(useless) > config.reward.max_unscored_fraction * len(looked_at):
+            task, why = useless[0]
+            yield (
+                f"reward.components.{name}: verifier {component.verifier!r} cannot judge answers to {len(useless)} of "
+                f"{len(looked_at)} tasks looked at, e.g. {task.task_id!r}: {why}. Supply reference answers (tasks."
+                "options.reference_column), or use a verifier that needs none"
+            )
+
+
+def _gold_fault(verify: Callable[..., object], task: Task, options: dict[str, object]) -> str | None:
+    """Why no answer to this task could be judged, or None."""
+    try:
+        verdict = verify("0", task, **options)
+    except Exception:  # attributed elsewhere: here only the verdict on the reference counts
+        return None
+    if getattr(verdict, "status", None) is not Status.INVALID_GOLD:
+        return None
+    return str(getattr(verdict, "extras", {}).get("error", "its reference is unusable"))
+
+
+def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
+    """A quota of expert groups that the tasks cannot fill."""
+    share = config.replay.quotas.get("expert")
+    if share is None:
+        return
+    num_expert = sum(bool(task.expert) for task in tasks.train)
+    if num_expert == 0:
+        yield (
+            f"replay.quotas.expert={share} but none of the {len(tasks.train)} training tasks has an expert response: "
+            "supply them (tasks.options.response_column or expert_from_reference for files), or drop the quota"
+        )
+        return
+    max_uses = config.replay.max_uses.get("expert")
+    needed = config.num_steps * share * config.replay.groups_per_update
+    if max_uses is not None and num_expert * max_uses < needed and config.replay.live_share == 0:
+        yield (
+            f"{num_expert} expert groups x replay.max_uses.expert={max_uses} are fewer than the {float(needed):g} that "
+            f"{config.num_steps} steps take: raise max_uses, lower num_steps, or supply more responses"
+        )
+
+
+def evaluation_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
+    """Evaluations of nothing."""
+    evaluation = config.evaluation
+    if evaluation.every and not tasks.heldout:
+        yield f"evaluation.every={evaluation.every} but there are no held-out tasks: raise tasks.num_heldout, or set 0"
+    tag = evaluation.split_by
+    if tag is not None and tasks.heldout and not any(tag in task.tags for task in tasks.heldout):
+        known = sorted({name for task in tasks.heldout for name in task.tags})
+        yield f"evaluation.split_by={tag!r} is a tag of no held-out task: known tags are {', '.join(known) or 'none'}"
+
+
+# -- what fits --------------------------------------------------------------------------------------------------
+
+
+def context_problems(config: RunConfig, model_path: Path) -> Iterator[str]:
+    """A context longer than the model was made for."""
+    model = json.loads((model_path / "config.json").read_text())
+    limit = model.get("max_position_embeddings") or model.get("text_config", {}).get("max_position_embeddings")
+    length = config.rollout.engine.max_model_len
+    if limit is not None and length > limit:
+        yield (
+            f"rollout.engine.max_model_len={length} but model {config.model!r} has {limit} positions: lower it to at "
+            f"most {limit}"
+        )
+
+
+def prompt_problems(config: RunConfig, model_path: Path, tasks: Iterable[Task]) -> Iterator[str]:
+    """Prompts that leave no room for an answer; tokens are counted as the run will count them."""
+    room = config.rollout.engine.max_model_len - config.rollout.sampling.max_new_tokens
+    try:
+        renderer = Renderer(str(model_path), config.tasks.system_prompt)
+        lengths = {task.task_id: length for task in tasks if (length := _tokens_above(renderer, task, room))}
+    except (RenderError, OSError, ValueError) as error:
+        yield f"model {config.model!r}: its prompts cannot be rendered: {error}"
+        return
+    if lengths:
+        task_id, longest = max(lengths.items(), key=lambda item: item[1])
+        yield (
+            f"{len(lengths)} prompts leave no room for an answer: the longest, of task {task_id!r}, has {longest} "
+            f"tokens and rollout.sampling.max_new_tokens={config.rollout.sampling.max_new_tokens}, more than "
+            f"rollout.engine.max_model_len={config.rollout.engine.max_model_len}. Raise max_model_len to at least "
+            f"{longest + config.rollout.sampling.max_new_tokens}, or remove these tasks"
+        )
+
+
+def _tokens_above(renderer: Renderer, task: Task, room: int) -> int:
+    """Tokens of the prompt where there are more than `room`, else 0."""
+    length = len(renderer.prompt_ids(task.messages))
+    return length if length > room else 0

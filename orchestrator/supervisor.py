@@ -1,0 +1,122 @@
+"""RunSupervisor: spawns the boxes of a run on Ray, and hosts the conductor and the recorder."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.assembly import RunSpec, expert_groups, make_renderer
+from actors.run_checkpoint import newest_restore_point
+from actors.spawn import (
+    LOST,
+    ActorPort,
+    Boxes,
+    preload_experts,
+    spawn_learner,
+    spawn_replay,
+    spawn_reward_workers,
+    spawn_rollout_worker,
+    spawn_task_feed,
+    spawn_weight_store,
+)
+from orchestrator.conductor import Conductor, RunParts
+from orchestrator.config import RunConfig
+from orchestrator.recorder import RunRecorder
+from orchestrator.run_files import RunFiles
+from orchestrator.tracking import Tracker
+from rewards.task import TaskSet
+from rewards.tasks import load_tasks
+
+SUPERVISOR = "supervisor"
+"""Name of the supervisor actor in its run's namespace."""
+
+
+class RunSupervisor:
+    """Spawns, watches, evaluates, stops. Never on the data path.
+
+    Consumes health and numbers; produces desired state; waits for nothing the data path waits for.
+    """
+
+    def __init__(self, config_json: str, spec: RunSpec, root: str, namespace: str, import_paths: list[str]) -> None:
+        for path in import_paths:
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        importlib.invalidate_caches()
+        self._config = RunConfig.model_validate_json(config_json)
+        self._spec, self._files, self._namespace = spec, RunFiles(Path(root)), namespace
+        tracker = Tracker(self._config.tracking, self._files.root)
+        self._recorder = RunRecorder(self._files.root, tracker, num_steps=self._config.num_steps)
+        self._conductor: Conductor | None = None
+        self._pids: dict[str, list[int]] = {}
+
+    async def run(self, *, resume: bool) -> dict[str, Any]:
+        """The whole run; returns its summary."""
+        tasks = await asyncio.to_thread(load_tasks, self._config.tasks)
+        parts = await self._spawn(tasks)
+        self._conductor = Conductor(self._config, self._files.root, parts, self._recorder)
+        restore = newest_restore_point(self._files.checkpoints) if resume else None
+        return await self._conductor.run(restore)
+
+    async def status(self) -> dict[str, Any]:
+        return self._recorder.status()
+
+    async def stop(self) -> None:
+        """Ends the run after the step in flight, with a checkpoint."""
+        if self._conductor is not None:
+            await self._conductor.stop()
+
+    async def report(self, role: str, values: dict[str, float], *, step: int | None = None) -> None:
+        await self._recorder.report(role, values, step=step)
+
+    async def event(self, kind: str, details: dict[str, Any]) -> None:
+        if kind == "engine_started":
+            self._pids[str(details["worker"])] = list(details.get("pids", []))
+        await self._recorder.event(kind, details)
+
+    async def _spawn(self, tasks: TaskSet) -> RunParts:
+        spec, namespace = self._spec, self._namespace
+        replay = spawn_replay(spec, namespace)
+        boxes = Boxes(
+            tasks=spawn_task_feed(spec, namespace, tasks.train),
+            replay=replay,
+            weights=spawn_weight_store(spec, namespace),
+            scoring=tuple(spawn_reward_workers(spec, namespace)),
+            report=ActorPort(ray.get_actor(SUPERVISOR, namespace), name=SUPERVISOR, namespace=namespace),
+        )
+        names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
+        rollouts = {name: spawn_rollout_worker(spec, namespace, name, boxes) for name in names}
+        if "expert" in spec.replay.quotas:
+            groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
+            await preload_experts(replay, groups)
+        gpus = 0.0 if self._config.placement == "cpu" else 1.0
+        learner = await spawn_learner(spec, namespace, boxes, num_gpus_per_rank=gpus)
+
+        async def respawn(name: str) -> ActorPort:
+            self._reap(name)
+            return spawn_rollout_worker(spec, namespace, name, boxes)
+
+        return RunParts(
+            model_path=spec.model_path,
+            replay=replay,
+            learner=learner,
+            rollouts=dict(rollouts),
+            scoring=boxes.scoring,
+            heldout=tasks.heldout,
+            respawn_rollout=respawn,
+            lost=LOST,
+        )
+
+    def _reap(self, name: str) -> None:
+        """Kills engine processes a dead worker left behind on this node (an orphan would hold memory and cores)."""
+        for pid in self._pids.pop(name, []):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue

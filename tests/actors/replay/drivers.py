@@ -1,0 +1,83 @@
+"""Short cuts to the situations the replay tests are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.config import ReplayConfig
+from actors.ports import BatchLease, Ticket
+from actors.replay.core import ReplayCore
+from actors.replay.log import ReplayLog
+from rewards.trajectory import Group, PolicyVersion, Source
+from tests.builders import make_group
+
+WORKER = "rollout-0"
+
+
+def make_core(
+    folder: Path | None = None, *, seed: int = 0, versions: Sequence[int] = (0,), **settings: Any
+) -> ReplayCore:
+    """A core whose initial versions are announced; `versions` are the steps of versions 0, 1, ..."""
+    log = None if folder is None else ReplayLog(folder, fsync="never")
+    core = ReplayCore(ReplayConfig(**{"groups_per_update": 2, **settings}), seed=seed, log=log)
+    for version, step in enumerate(versions):
+        if version not in core.state.versions:
+            core.announce_version(PolicyVersion(version), step)
+    return core
+
+
+def take(core: ReplayCore, now: float = 0.0) -> Ticket:
+    ticket = core.take_ticket(WORKER, 2, now)
+    assert ticket is not None, core.admission().reason
+    return ticket
+
+
+def live(ticket: Ticket, *, version: int = 0, **fields: Any) -> Group:
+    """The group a worker would sample on this ticket."""
+    return make_group(group_id=f"g-{ticket.ticket_id}", ticket_id=ticket.ticket_id, policy_version=version, **fields)
+
+
+def expert(name: str, source: Source = Source.EXPERT, **fields: Any) -> Group:
+    return make_group(group_id=name, source=source, **fields)
+
+
+def store(core: ReplayCore, *versions: int) -> list[str]:
+    """Puts one good live group per version; returns their ids."""
+    groups = [live(take(core), version=version) for version in versions]
+    for group in groups:
+        assert core.put(group) is None
+    return [group.group_id for group in groups]
+
+
+def lease(core: ReplayCore, now: float = 0.0) -> BatchLease:
+    batch = core.lease(core.state.steps_committed, now)
+    assert batch is not None, core.shortage(core.state.steps_committed)
+    return batch
+
+
+def train(core: ReplayCore, num_steps: int = 1) -> list[list[str]]:
+    """Whole steps: fill what is missing at the newest version, lease, commit, publish; the ids of each batch."""
+    batches = []
+    for _ in range(num_steps):
+        newest = max(core.state.versions)
+        while (batch := core.lease(core.state.steps_committed, 0.0)) is None:
+            store(core, newest)
+        core.commit(batch.step, batch.lease_id)
+        core.announce_version(PolicyVersion(newest + 1), batch.step + 1)
+        batches.append(ids(batch))
+    return batches
+
+
+def ids(batch: BatchLease) -> list[str]:
+    return [group.group_id for group in batch.groups]
+
+
+def drops(core: ReplayCore) -> dict[str, int]:
+    """Refused and evicted groups by source and reason."""
+    counts: dict[str, int] = {}
+    for key, num in core.state.drops.items():
+        source, reason, _ = key.split("/")
+        counts[f"{source}/{reason}"] = counts.get(f"{source}/{reason}", 0) + num
+    return counts
