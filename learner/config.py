@@ -21,10 +21,15 @@ class Schedule(Section):
     """
 
     kind: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """The shape, see above."""
     start: float = 1.0
+    """Value at the first step after the warm-up."""
     end: float | None = None
+    """Value at the end and from there on; only for a schedule that changes."""
     steps: int = Field(default=0, ge=0)
+    """Steps from start to end, the warm-up not counted."""
     warmup: int = Field(default=0, ge=0)
+    """Steps before that, climbing from 0."""
     complemented: bool = False
     """The value is 1 minus the schedule: the other side of a convex mixture."""
 
@@ -33,6 +38,10 @@ class Schedule(Section):
         if self.kind != "constant" and (self.end is None or self.steps < 1):
             raise ValueError(
                 f"a {self.kind} schedule needs `end` and `steps` >= 1, got end={self.end} steps={self.steps}"
+            )
+        if self.kind == "constant" and (self.end is not None or self.steps):
+            raise ValueError(
+                f"a constant schedule never reaches end={self.end} steps={self.steps}: say kind=linear, cosine or step"
             )
         return self
 
@@ -73,7 +82,9 @@ class ClippedSurrogate(LossParams):
 
     name: Literal["clipped_surrogate"] = "clipped_surrogate"
     clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Ratios below 1 - clip_low earn nothing more by falling."""
     clip_high: float = Field(default=0.2, gt=0)
+    """Ratios above 1 + clip_high earn nothing more by growing."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bounds the loss of negative-advantage tokens whose ratio explodes; None is plain PPO."""
     needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
@@ -121,14 +132,18 @@ class Term(Section):
     """One summand of the objective: which function, on whose tokens, with which weight over time."""
 
     loss: Loss
+    """The function and its parameters; its name alone takes their defaults."""
     source: SourceName = "live"
+    """Whose tokens it trains on."""
     weight: Schedule = Schedule()
+    """Factor of this term at each step; a number is a constant."""
     advantage: Literal["group_relative", "centered", "leave_one_out", "score"] = "group_relative"
     """How scores of a group become advantages; ignored by losses that need none."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """token: sum over the term's global token count. sequence: mean over sequences of token means (global number of
     sequences). constant: sum over sequences of token sums, over `aggregation_constant` x global sequences (Dr.GRPO)."""
     aggregation_constant: float | None = Field(default=None, gt=0)
+    """Tokens, e.g. the longest answer; for aggregation "constant" only."""
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -151,19 +166,29 @@ class LoRAConfig(Section):
     """Train low-rank adapters (PEFT) instead of the weights."""
 
     rank: int = Field(default=16, ge=1)
+    """Inner dimension of an adapter."""
     alpha: float = Field(default=32.0, gt=0)
+    """An adapter's product counts alpha / rank."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get one."""
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
     """AdamW with fp32 master weights."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
+    """Highest rate; `schedule` moves it."""
     schedule: Schedule = Schedule()
     """Multiplies the learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay per step of the first and second moment."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled from the gradient, times the learning rate."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Global gradient norm above which the gradient is scaled down."""
 
@@ -172,6 +197,7 @@ class LearnerConfig(Section):
     """The learner group: ranks, precision, packing."""
 
     num_ranks: int = Field(default=1, ge=1)
+    """Processes the model is sharded over."""
     threads_per_rank: int = Field(default=1, ge=1)
     """CPU threads of torch in each rank."""
     cores: str | None = None
@@ -185,8 +211,12 @@ class LearnerConfig(Section):
     attention: Literal["auto", "shared_prompt", "packed"] = "auto"
     """shared_prompt: a group's prompt is computed once; packed: each sequence stands alone; auto picks by cost."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its learning rate."""
     lora: LoRAConfig | None = None
+    """Train adapters only; None trains all weights."""
     max_skipped_steps: int = Field(default=3, ge=0)
     """Consecutive NaN steps after which the run stops instead of skipping on."""
     seed: int = 0
+    """Seeds torch in each rank."""

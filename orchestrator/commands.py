@@ -182,8 +182,8 @@ def _status_lines(run_dir: Path, state: Mapping[str, Any]) -> Iterator[str]:
     if "step" in state:
         of = f" of {state['num_steps']}" if "num_steps" in state else ""
         yield f"step     {state['step']}{of}"
-    if "train_s" in state:
-        yield f"trained  {state['train_s']:.0f} s"
+    if "wall_s" in state:
+        yield f"trained  {state['wall_s']:.0f} s"
     for name, rate in state.get("tokens_per_s", {}).items():
         yield f"         {name} {rate:,.0f} tokens/s"
     for name, worker_state in state.get("states", {}).items():
@@ -343,7 +343,8 @@ def evaluate(args: Namespace) -> int:
     from orchestrator.evaluate_model import evaluate_model
     from orchestrator.preflight import preflight
 
-    tasks = preflight(config.model_copy(update={"model": str(model_path)})).tasks.heldout[: args.num_tasks]
+    cleared = preflight(config.model_copy(update={"model": str(model_path)}), trains=False)
+    tasks = cleared.tasks.heldout[: args.num_tasks]
     if not tasks:
         raise CommandError("there are no held-out tasks: raise tasks.num_heldout")
     results = asyncio.run(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.rollout_worker import PinnedEvaluation
 from actors.run_checkpoint import RestorePoint
 from orchestrator.config import RunConfig
 from orchestrator.evaluation import summarise
@@ -25,7 +26,7 @@ class RolloutBox(Protocol):
 
     async def run(self, *, sample: bool = True) -> None: ...
 
-    async def evaluate(self, tasks: Sequence[Task], *, min_step: int, **options: Any) -> Any: ...
+    async def evaluate(self, tasks: Sequence[Task], *, min_step: int, **options: Any) -> PinnedEvaluation: ...
 
     async def stats(self) -> dict[str, float]: ...
 
@@ -95,6 +96,7 @@ class Conductor:
         self._evaluated_steps: set[int] = set()
         self._respawns = 0
         self._stopping = False
+        self._training = False
 
     async def run(self, restore: RestorePoint | None = None) -> dict[str, Any]:
         """Start, evaluate, train, evaluate, export; returns the summary that was written."""
@@ -130,7 +132,9 @@ class Conductor:
 
     async def _start(self, restore: RestorePoint | None) -> None:
         parts = self._parts
-        if restore is not None:
+        if restore is None:  # also when a run died before its first checkpoint: it starts over
+            await parts.replay.rollback(0, {})
+        else:
             await parts.replay.rollback(restore.step, restore.batches)
             await parts.learner.restore(str(restore.folder), restore.step, restore.batches)
         await parts.learner.publish()
@@ -150,6 +154,7 @@ class Conductor:
         sample = self._config.replay.live_share > 0
         rollouts = {asyncio.ensure_future(w.run(sample=sample)): name for name, w in parts.rollouts.items()}
         watching = asyncio.ensure_future(self._watch())
+        self._training = True
         try:
             while not learner.done():
                 await asyncio.wait({learner, watching, *rollouts}, return_when=asyncio.FIRST_COMPLETED)
@@ -157,13 +162,14 @@ class Conductor:
                     watching.result()
                 for finished in [r for r in rollouts if r.done()]:
                     name = rollouts.pop(finished)
-                    if not learner.done() and (replacement := await self._after_rollout(name, finished)) is not None:
-                        rollouts[asyncio.ensure_future(replacement.run(sample=sample))] = name
+                    if not learner.done() and await self._is_lost(name, finished):
+                        rollouts[asyncio.ensure_future(self._replaced_run(name, sample=sample))] = name
             steps = learner.result()
             await self._collect()
             self._recorder.training_ended()
             return steps
         finally:
+            self._training = False
             watching.cancel()
             learner.cancel()
             await _quietly(parts.replay.finish())
@@ -171,12 +177,17 @@ class Conductor:
             await asyncio.gather(*rollouts, return_exceptions=True)
             await self._collect()
 
-    async def _after_rollout(self, name: str, finished: asyncio.Future[None]) -> RolloutBox | None:
-        """A rollout loop ended early: a lost process is replaced, any other fault ends the run."""
+    async def _is_lost(self, name: str, finished: asyncio.Future[None]) -> bool:
+        """Whether a rollout loop that ended early wants a replacement; a fault of another kind ends the run."""
         error = finished.exception()
         if error is None:
             self._recorder.worker_state(name, "drained")
-            return None
+            return False
+        await self._note_lost(name, error)
+        return True
+
+    async def _note_lost(self, name: str, error: BaseException) -> None:
+        """Raises the error when nobody can replace the worker, or too many were replaced already."""
         self._recorder.worker_state(name, "lost")
         await self._recorder.event("rollout_lost", {"worker": name, "error": repr(error)})
         parts = self._parts
@@ -184,12 +195,20 @@ class Conductor:
         if not replaceable or self._respawns >= parts.max_respawns:
             raise error
         self._respawns += 1
-        assert parts.respawn_rollout is not None
-        replacement = await parts.respawn_rollout(name)
-        parts.rollouts[name] = replacement
+
+    async def _replace(self, name: str) -> RolloutBox:
+        """A started worker under the name of a lost one; it serves nothing before its first verified activation."""
+        assert self._parts.respawn_rollout is not None
+        replacement = await self._parts.respawn_rollout(name)
+        self._parts.rollouts[name] = replacement
         await self._start_rollout(name, replacement)
         await self._recorder.event("rollout_replaced", {"worker": name})
         return replacement
+
+    async def _replaced_run(self, name: str, *, sample: bool) -> None:
+        """In the place of a lost worker's loop, so that the other loops go on while the engine starts."""
+        replacement = await self._replace(name)
+        await replacement.run(sample=sample)
 
     async def _watch(self) -> None:
         """Polls numbers, triggers evaluations, and stops a run whose rewards keep failing."""
@@ -232,20 +251,34 @@ class Conductor:
             return
         if min_step == 0:
             self._recorder.phase("evaluating")
-        best = max((e.splits["all"].accuracy for e in self._recorder.evaluations), default=-1.0)
-        worker = next(iter(self._parts.rollouts.values()))
-        pinned = await worker.evaluate(
-            tasks,
-            min_step=min_step,
-            samples_per_task=settings.samples_per_task,
-            temperature=settings.temperature,
-            keep_in=self._run_dir / "best" if min_step > 0 and settings.every else None,
-            better_than=best,
-        )
+        pinned = await self._answered(tasks, min_step)
         evaluation = summarise(pinned, settings.split_by)
         self._recorder.evaluated(evaluation)
         if pinned.kept:
             await self._recorder.event("best_kept", evaluation.as_dict())
+
+    async def _answered(self, tasks: Sequence[Task], min_step: int) -> PinnedEvaluation:
+        """The held-out answers of one version, from a worker that lives to the end of them."""
+        settings = self._config.evaluation
+        best = max((e.splits["all"].accuracy for e in self._recorder.evaluations), default=-1.0)
+        while True:
+            name, worker = next(iter(self._parts.rollouts.items()))
+            try:
+                return await worker.evaluate(
+                    tasks,
+                    min_step=min_step,
+                    samples_per_task=settings.samples_per_task,
+                    temperature=settings.temperature,
+                    keep_in=self._run_dir / "best" if min_step > 0 and settings.every else None,
+                    better_than=best,
+                )
+            except self._parts.lost as error:
+                await self._recorder.event("evaluation_lost", {"worker": name, "error": repr(error)})
+                if not self._training:
+                    await self._note_lost(name, error)
+                    await self._replace(name)
+                while self._parts.rollouts[name] is worker:  # its training loop notices too, and replaces it
+                    await asyncio.sleep(POLL_S)
 
     async def _close(self) -> None:
         await asyncio.gather(

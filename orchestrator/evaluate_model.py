@@ -102,10 +102,13 @@ def _result(tasks: Sequence[list[Verdict]], ks: Sequence[int]) -> SplitResult:
 
 
 def _estimate(counts: Sequence[tuple[int, int]], k: int) -> Estimate | None:
-    """From (scored, right) of each task. One sample per task is a plain share; more are averaged per task first."""
-    counts = [(n, right) for n, right in counts if n >= k]
-    if not counts:
+    """From (scored, right) of each task: first one value per task, then their mean.
+
+    Where every task is a plain yes or no the interval is that of a share: resampling equal values would give none.
+    """
+    values = [pass_at_k(n, right, k) for n, right in counts if n >= k]
+    if not values:
         return None
-    if all(n == 1 for n, _ in counts):
-        return accuracy(sum(right for _, right in counts), len(counts))
-    return mean([pass_at_k(n, right, k) for n, right in counts], np.random.default_rng(0))
+    if set(values) <= {0.0, 1.0}:
+        return accuracy(round(sum(values)), len(values))
+    return mean(values, np.random.default_rng(0))

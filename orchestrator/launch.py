@@ -9,10 +9,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.model_store import resolve_model
@@ -56,7 +55,7 @@ def launch(
     try:
         return _stay_with(supervisor, resume, files, dashboard, show_view)
     finally:
-        _clean_up(supervisor, namespace, weights_directory(config, files), embedded=address is None)
+        _clean_up(namespace, weights_directory(config, files), embedded=address is None)
 
 
 def start_ray(config: RunConfig, namespace: str, address: str | None) -> str | None:
@@ -78,7 +77,7 @@ def start_ray(config: RunConfig, namespace: str, address: str | None) -> str | N
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
-def _stay_with(supervisor: ActorHandle, resume: bool, files: RunFiles, dashboard: str | None, show_view: bool) -> int:
+def _stay_with(supervisor: Any, resume: bool, files: RunFiles, dashboard: str | None, show_view: bool) -> int:
     """Shows the run until it ends; the first Ctrl-C stops it with a checkpoint, the second at once."""
     running = supervisor.run.remote(resume=resume)
     stops = _StopSignals()
@@ -90,9 +89,9 @@ def _stay_with(supervisor: ActorHandle, resume: bool, files: RunFiles, dashboard
             if stops.take():
                 view.message("stopping after the step in flight; a checkpoint is written (again: stop at once)")
                 supervisor.stop.remote()
-            view.update(ray.get(supervisor.status.remote()))
+            view.update(cast(dict[str, Any], ray.get(supervisor.status.remote())))
     try:
-        summary = ray.get(running)
+        summary = cast(dict[str, Any], ray.get(running))
     except RayTaskError as error:
         print(f"run failed: {error.cause!r}", file=sys.stderr)
         if os.environ.get("BRAID_DEBUG"):
@@ -132,9 +131,10 @@ class _StopSignals:
         return False
 
 
-def _clean_up(supervisor: ActorHandle, namespace: str, weights: Path, *, embedded: bool) -> None:
+def _clean_up(namespace: str, weights: Path, *, embedded: bool) -> None:
     """Leaves no actor, no engine process and no published weights behind."""
-    for actor in ray.util.list_named_actors(all_namespaces=True):
+    named = cast(list[dict[str, str]], ray.util.list_named_actors(all_namespaces=True))
+    for actor in named:
         if actor["namespace"] == namespace:
             ray.kill(ray.get_actor(actor["name"], namespace))
     if embedded:
@@ -152,7 +152,7 @@ def run_status(run_dir: Path) -> dict[str, Any]:
     Raises:
         ConnectionError: the run is not alive.
     """
-    return ray.get(_attach(run_dir).status.remote(), timeout=30)
+    return cast(dict[str, Any], ray.get(_attach(run_dir).status.remote(), timeout=30))
 
 
 def stop_run(run_dir: Path) -> None:
@@ -173,7 +173,7 @@ def wait_stopped(run_dir: Path, timeout_s: float) -> bool:
     return False
 
 
-def _attach(run_dir: Path) -> ActorHandle:
+def _attach(run_dir: Path) -> Any:
     files = RunFiles(run_dir.resolve())
     if not files.cluster.exists():
         raise ConnectionError(f"{run_dir} holds no started run")

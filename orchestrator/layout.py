@@ -21,6 +21,7 @@ class Layout:
 LAYOUTS: dict[str, Layout] = {
     "free": Layout(None, 1, None, 1, "one thread each, placed by the operating system"),
     "halves": Layout("0", 1, "1", 1, "two cores: the engine owns core 0, the learner core 1; both work all the time"),
+    "shared": Layout(None, 1, None, 2, "two cores: the learner uses both, the engine takes its share of one"),
     "turns": Layout(None, 2, None, 2, "two cores: whoever works uses both; for synchronous runs"),
 }
 

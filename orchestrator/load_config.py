@@ -12,10 +12,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import recipes
 from orchestrator.config import RunConfig
@@ -196,7 +197,7 @@ def _from_tree_file(path: Path, seen: tuple[Path, ...]) -> RunConfig:
         based_on = _load(base, (*seen, path.resolve()))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return _validate(_merged(based_on.model_dump(mode="json"), tree), str(path))
+    return _validate(_merged(RunConfig, based_on.model_dump(mode="json"), tree), str(path))
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
@@ -211,11 +212,23 @@ def _read_tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _merged(base: Any, changes: Any) -> Any:
-    """Mappings are merged key by key; anything else, lists too, is replaced."""
-    if not (isinstance(base, dict) and isinstance(changes, dict)):
-        return changes
-    return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
+def _merged(section: type[BaseModel], base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key. Anything else is replaced: lists, and mappings whose keys the user names."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = _section_in(section, key)
+        if inner is not None and isinstance(value, dict) and isinstance(base.get(key), dict):
+            value = _merged(inner, base[key], value)
+        merged[key] = value
+    return merged
+
+
+def _section_in(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The section a key of a section holds, optional or not; None for a plain value or an unknown key."""
+    field = section.model_fields.get(key)
+    annotation = field.annotation if field is not None else None
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _check_exists(path: Path) -> None:

@@ -20,8 +20,14 @@ from matplotlib.ticker import MaxNLocator
 
 from orchestrator.run_history import RunHistory, Series
 
-COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8a4fa3", "#a3283c", "#5b6b7a", "#b8860b", "#1f8a9c")
+COLOURS = (
+    "#2563a8", "#c2571a", "#2f8f5b", "#8a4fa3", "#a3283c", "#5b6b7a", "#b8860b", "#1f8a9c",
+    "#7fa8d6", "#e3a373", "#8cc7a5", "#c2a3d1",
+)  # fmt: skip
 """Readable on white and apart from each other also without colour vision, in this order."""
+
+REST = "#b4bec8"
+"""Colour of what has no name of its own."""
 
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -159,7 +165,7 @@ def age_figure(run: RunHistory) -> Figure | None:
 
 @_styled
 def time_figure(run: RunHistory) -> Figure | None:
-    """Where the time of the learner and of the engines went, and the learner's seconds of each step."""
+    """Where the time of learner, optimizer steps and engines went, and the learner's seconds of each step."""
     rows = {
         role: {name: s for name, s in parts.items() if s > 0 and name != "new weights"}
         for role, parts in run.summary["time_s"].items()
@@ -167,15 +173,16 @@ def time_figure(run: RunHistory) -> Figure | None:
     rows = {role: parts for role, parts in rows.items() if parts}
     if not rows:
         return None
-    figure, (left, right) = _panels(1, 2, width=5.2, height=2.8)
-    colour_of = {
-        name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(n for p in rows.values() for n in p))
-    }
+    figure, (left, right) = _panels(1, 2, width=5.2, height=3.2)
+    names = list(
+        dict.fromkeys(name for parts in rows.values() for name in parts if name not in ("other", "engine idle"))
+    )
+    colour_of = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     for y, (role, parts) in enumerate(rows.items()):
         whole, start = sum(parts.values()), 0.0
         for name, seconds in parts.items():
             share = seconds / whole
-            (patch,) = left.barh(y, share, left=start, color=colour_of[name], height=0.55)
+            (patch,) = left.barh(y, share, left=start, color=colour_of.get(name, REST), height=0.55)
             patch.set_gid(_gid(f"time:{role}:{name}"))
             if share >= 0.1:
                 left.text(start + share / 2, y, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
@@ -185,9 +192,9 @@ def time_figure(run: RunHistory) -> Figure | None:
     left.set_ylim(-0.5, len(rows) - 0.5)
     left.invert_yaxis()
     left.grid(visible=False)
-    handles = [Patch(color=colour, label=name) for name, colour in colour_of.items()]
+    handles = [Patch(color=colour, label=name) for name, colour in {**colour_of, "other, idle": REST}.items()]
     left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, columnspacing=1.0)
-    _label(left, "Share of the training wall clock", "", "")
+    _label(left, "Shares of the time of learner, optimizer steps, engines", "", "")
     for index, (name, label) in enumerate((("train_s", "step"), ("lease_wait_s", "wait for batch"))):
         _line(right, name, *run.learner(name), COLOURS[index], label=label)
     right.set_ylim(bottom=0)
@@ -293,7 +300,7 @@ def smoothed(values: Sequence[float], window: int = 9) -> list[float]:
 def to_svg(figure: Figure, prefix: str) -> str:
     """An <svg> element to stand in a page; `prefix` keeps its ids apart from those of other figures."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\bid="', f'id="{prefix}-', text)

@@ -57,11 +57,12 @@ class PreflightError(ValueError):
         self.problems = tuple(problems)
 
 
-def preflight(config: RunConfig, available: Available | None = None) -> Cleared:
+def preflight(config: RunConfig, available: Available | None = None, *, trains: bool = True) -> Cleared:
     """Loads tasks, reward and tokenizer as the run would, and refuses what cannot work.
 
     Args:
         available: resources the run may use; None leaves them unchecked.
+        trains: False for an evaluation alone, which takes no batches and has no learner.
 
     Raises:
         PreflightError: with all reasons found.
@@ -70,16 +71,17 @@ def preflight(config: RunConfig, available: Available | None = None) -> Cleared:
         *placement_problems(config),
         *(resource_problems(config, available) if available is not None else ()),
         *engine_problems(config),
-        *source_problems(config),
-        *rule_problems(config),
         *reward_problems(config),
     ]
+    if trains:
+        problems += [*source_problems(config), *rule_problems(config)]
     tasks = _attempt(lambda: _load_tasks(config), problems)
     model_path = _attempt(lambda: _resolve_model(config), problems)
     if tasks is not None:
         problems += answer_problems(config, tasks)
-        problems += expert_problems(config, tasks)
         problems += evaluation_problems(config, tasks)
+        if trains:
+            problems += expert_problems(config, tasks)
     if model_path is not None:
         problems += context_problems(config, model_path)
         if tasks is not None:

@@ -22,8 +22,9 @@ h1 { font-size: 1.6rem; margin-bottom: 0.2rem; } h2 { font-size: 1.15rem; margin
 h3 { font-size: 0.95rem; margin: 1.2rem 0 0.3rem; }
 table { border-collapse: collapse; font-size: 0.88rem; } th, td { padding: 0.2rem 0.9rem 0.2rem 0; text-align: right;
        border-bottom: 1px solid #e3e8ee; vertical-align: top; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } .text td { text-align: left; } th { color: #5b6b7a; font-weight: 600; }
-td { white-space: nowrap; } .text td { white-space: normal; overflow-wrap: anywhere; }
+th { color: #5b6b7a; font-weight: 600; } td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(29rem, 1fr)); gap: 0 3rem; }
 .note { color: #5b6b7a; font-size: 0.85rem; margin: 0.3rem 0; } figure { margin: 0.5rem 0 1.2rem; }
 svg { max-width: 100%; height: auto; } pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: 0.8rem; }
@@ -71,7 +72,7 @@ def write_comparison(
         run = RunHistory.load(run_dir)
         groups.setdefault((labels or {}).get(run.name, run.name), []).append(run)
     figure = plots.comparison_figure(groups, over=over, splits=splits)
-    figure.savefig(path, bbox_inches="tight", dpi=150)
+    figure.savefig(path, dpi=150)
     return path
 
 

@@ -79,11 +79,15 @@ class RunHistory:
         return metrics
 
     def worker_rate(self, total: str) -> dict[str, Series]:
-        """Growth per second of a running count of each worker, over minutes since the first line of the run."""
-        began = min((row["time"] for rows in self.rows.values() for row in rows), default=0.0)
+        """Growth per second of a running count of each worker, over minutes since the first line of the run.
+
+        Averaged over at least a 60th of the run: engines work in bursts.
+        """
+        times = [row["time"] for rows in self.rows.values() for row in rows]
+        began, period = min(times, default=0.0), (max(times, default=0.0) - min(times, default=0.0)) / 60
         rates: dict[str, Series] = {}
         for role, rows in self.rows.items():
-            points = [(row["time"], row[total]) for row in rows if row.get(total) is not None]
+            points = _apart([(row["time"], row[total]) for row in rows if row.get(total) is not None], period)
             growth = [
                 ((t1 - began) / 60, (v1 - v0) / (t1 - t0))
                 for (t0, v0), (t1, v1) in pairwise(points)
@@ -106,6 +110,15 @@ class RunHistory:
         """Parts of the held-out tasks, the whole first."""
         names = {name for e in self.evaluations for name in e["splits"]}
         return sorted(names, key=lambda name: (name != "all", name))
+
+
+def _apart(points: Sequence[tuple[float, float]], distance: float) -> list[tuple[float, float]]:
+    """The first point, and each that lies at least this far behind the one kept before."""
+    kept = list(points[:1])
+    for point in points[1:]:
+        if point[0] - kept[-1][0] >= distance:
+            kept.append(point)
+    return kept
 
 
 def _series(points: Iterable[tuple[float, float | None]]) -> Series:

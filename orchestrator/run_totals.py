@@ -107,9 +107,10 @@ class RunTotals:
         return {name: amount / seconds for name, (amount, seconds) in parts.items() if seconds > 0}
 
     def time_s(self, wall_s: float) -> dict[str, dict[str, float]]:
-        """Seconds of the learner's wall clock, and of all rollout workers' together, by what they went into.
+        """Seconds by what they went into, for the learner, for its optimizer steps, and for all engines together.
 
-        The learner's parts add up to the wall clock; the engines' busy and idle time to workers times wall clock.
+        The learner's parts add up to the wall clock, the steps' to its `train`, and the engines' busy and idle time to
+        engines times wall clock; `new weights` lies within these two.
         """
         learner = {
             "train": self.learner("train_s"),
@@ -118,6 +119,12 @@ class RunTotals:
             "checkpoint": self.learner("checkpoint_s"),
         }
         learner["other"] = max(0.0, wall_s - sum(learner.values()))
+        step = {
+            name.removeprefix("train_phase/").removesuffix("_s"): seconds
+            for name, seconds in self.training.get(LEARNER, {}).items()
+            if name.startswith("train_phase/")
+        }
+        step["other"] = max(0.0, learner["train"] - sum(step.values()))
         engines = [counts for counts in self.training.values() if "busy_s" in counts]
         busy = sum(counts["busy_s"] for counts in engines)
         rollout = {
@@ -125,7 +132,7 @@ class RunTotals:
             "engine idle": max(0.0, wall_s * len(engines) - busy),
             "new weights": sum(counts.get("activate_s", 0.0) for counts in engines),
         }
-        return {"learner": learner, "rollout": rollout}
+        return {"learner": learner, "step": step, "rollout": rollout}
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -99,7 +100,9 @@ def submit_job(submission: Submission, address: str, *, follow: bool = True) -> 
         job = client.submit_job(entrypoint=entrypoint, runtime_env=env)
     except (RuntimeError, ValueError, OSError) as error:
         raise SubmitError(f"the cluster at {address} did not accept the job: {error}") from error
-    print(f"job        {job}\ncluster    {address}\ncommand    {entrypoint}", flush=True)
+    print(
+        f"job        {job}\ncluster    {address}\nsent       {env['working_dir']}\ncommand    {entrypoint}", flush=True
+    )
     if not follow:
         return 0
     return follow_job(client, job, address)
@@ -131,6 +134,8 @@ def _client(address: str, headers: dict[str, str]) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # a line for each package it sends
     try:
         return JobSubmissionClient(address, headers=headers)
     except AuthenticationError:

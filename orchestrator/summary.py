@@ -26,6 +26,13 @@ STAGES = {
 }
 """Keys of `tokens_per_s` to what they count."""
 
+TIMES = {
+    "learner": "Where the learner's time went",
+    "step": "Where the optimizer steps' time went",
+    "rollout": "Where the engines' time went",
+}
+"""Keys of `time_s` to what they divide."""
+
 PHASES = {
     "pause_s": "engine stood still, in all",
     "verify_s": "files checked, before the pause",
@@ -97,8 +104,7 @@ def summary_sections(summary: Mapping[str, Any], config: Mapping[str, Any], run_
         _run_section(summary, config),
         _accuracy_section(summary),
         _rate_section(summary),
-        _time_section("Where the learner's time went", summary["time_s"]["learner"], 1),
-        _time_section("Where the engines' time went", summary["time_s"]["rollout"], _num_engines(summary)),
+        *(_time_section(TIMES[name], parts, _num_engines(summary)) for name, parts in summary["time_s"].items()),
         _age_section(summary, config),
         _activation_section(summary),
         _count_section("Verdicts", "status", summary["verdicts"], "Answers judged, held-out ones included."),
@@ -144,12 +150,12 @@ def _accuracy_section(summary: Mapping[str, Any]) -> Section:
 
 def _rate_section(summary: Mapping[str, Any]) -> Section:
     rates = summary["tokens_per_s"]
-    rows = [(STAGES.get(name, name), format_number(rate)) for name, rate in rates.items()]
+    rows = [(str(STAGES.get(name, name)), format_number(rate)) for name, rate in rates.items()]
     return Section("Tokens per second", ("tokens", "per second"), tuple(rows))
 
 
-def _time_section(title: str, parts: Mapping[str, float], num_clocks: int) -> Section:
-    """Shares are of `num_clocks` times the wall clock, which the parts but `new weights` add up to."""
+def _time_section(title: str, parts: Mapping[str, float], num_engines: int) -> Section:
+    """Shares are of what the parts add up to, without `new weights`, which lies within the others."""
     whole = sum(seconds for name, seconds in parts.items() if name != "new weights")
     rows = [
         (name, format_seconds(seconds), f"{seconds / whole:.1%}" if whole > 0 else MISSING)
@@ -157,7 +163,7 @@ def _time_section(title: str, parts: Mapping[str, float], num_clocks: int) -> Se
     ]
     note = ""
     if "new weights" in parts:
-        note = f"Added over {num_clocks} engines; new weights are activated while busy or idle."
+        note = f"Added over {num_engines} engines; new weights are activated while busy or idle."
     return Section(title, ("", "time", "share"), tuple(rows) if whole > 0 else (), note)
 
 

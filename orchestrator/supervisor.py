@@ -7,12 +7,14 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
 from actors.assembly import RunSpec, expert_groups, make_renderer
+from actors.engines.protocol import EngineError
 from actors.run_checkpoint import newest_restore_point
 from actors.spawn import (
     LOST,
@@ -26,9 +28,10 @@ from actors.spawn import (
     spawn_task_feed,
     spawn_weight_store,
 )
-from orchestrator.conductor import Conductor, RunParts
+from orchestrator.conductor import Conductor, LearnerBox, ReplayBox, RolloutBox, RunParts
 from orchestrator.config import RunConfig
 from orchestrator.recorder import RunRecorder
+from orchestrator.resources import learner_gpus_per_rank
 from orchestrator.run_files import RunFiles
 from orchestrator.tracking import Tracker
 from rewards.task import TaskSet
@@ -91,32 +94,35 @@ class RunSupervisor:
             report=ActorPort(ray.get_actor(SUPERVISOR, namespace), name=SUPERVISOR, namespace=namespace),
         )
         names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
-        rollouts = {name: spawn_rollout_worker(spec, namespace, name, boxes) for name in names}
+        rollouts = {name: cast(RolloutBox, spawn_rollout_worker(spec, namespace, name, boxes)) for name in names}
         if "expert" in spec.replay.quotas:
             groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
             await preload_experts(replay, groups)
-        gpus = 0.0 if self._config.placement == "cpu" else 1.0
+        gpus = learner_gpus_per_rank(self._config)
         learner = await spawn_learner(spec, namespace, boxes, num_gpus_per_rank=gpus)
 
-        async def respawn(name: str) -> ActorPort:
-            self._reap(name)
-            return spawn_rollout_worker(spec, namespace, name, boxes)
+        async def respawn(name: str) -> RolloutBox:
+            await self._reap(name)
+            return cast(RolloutBox, spawn_rollout_worker(spec, namespace, name, boxes))
 
         return RunParts(
             model_path=spec.model_path,
-            replay=replay,
-            learner=learner,
-            rollouts=dict(rollouts),
+            replay=cast(ReplayBox, replay),
+            learner=cast(LearnerBox, learner),
+            rollouts=rollouts,
             scoring=boxes.scoring,
             heldout=tasks.heldout,
             respawn_rollout=respawn,
-            lost=LOST,
+            lost=(*LOST, EngineError),
         )
 
-    def _reap(self, name: str) -> None:
-        """Kills engine processes a dead worker left behind on this node (an orphan would hold memory and cores)."""
+    async def _reap(self, name: str) -> None:
+        """Frees a lost worker's name, and kills engine processes it left behind on this node (an orphan would hold
+        memory and cores)."""
+        with suppress(ValueError):  # the actor is gone
+            ray.kill(ray.get_actor(name, self._namespace))
         for pid in self._pids.pop(name, []):
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        while name in ray.util.list_named_actors():
+            await asyncio.sleep(0.1)

@@ -13,7 +13,15 @@ from rewards.config import RewardComponent, RewardConfig, TaskConfig
 MAX_NEW_TOKENS = 16
 """An answer is a number, or a short sentence with one."""
 
-TASKS = TaskConfig(source="arithmetic", num_train=4096, num_heldout=300, options={"expert_max_operand": 59})
+PROMPT = "Reply with only the number. {expression} ="
+"""What all problems share comes first, so that engine and learner compute it once."""
+
+TASKS = TaskConfig(
+    source="arithmetic",
+    num_train=10_000,
+    num_heldout=600,
+    options={"expert_max_operand": 49, "prompt_template": PROMPT},
+)
 
 REWARD = RewardConfig(components={"correct": RewardComponent(verifier="final_number")})
 

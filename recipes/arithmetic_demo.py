@@ -9,29 +9,24 @@ from learner.config import ClippedSurrogate, LearnerConfig, NegativeLogLikelihoo
 from orchestrator.config import RunConfig
 from recipes import _small
 
-NUM_STEPS = 60
+NUM_STEPS = 70
 
 MU = Schedule(kind="cosine", start=0.9, end=0.3, steps=NUM_STEPS)
 """Weight of imitation; it stays an anchor to the end, because the run is short."""
 
-EXPERT_TEMPLATE = "{expression} = {answer}"
-"""The expert answers in the form the base model already uses, so imitation teaches arithmetic instead of style."""
-
 
 def arithmetic_demo() -> RunConfig:
-    """CHORD-mu on two-term sums and differences; the expert has seen operands up to 59, half of the tests go beyond."""
+    """CHORD-mu on two-term sums and differences; the expert has seen operands up to 49, half of the tests go beyond."""
     return RunConfig(
         name="arithmetic_demo",
-        tasks=_small.TASKS.model_copy(
-            update={"options": {**_small.TASKS.options, "expert_template": EXPERT_TEMPLATE}},
-        ),
+        tasks=_small.TASKS,
         reward=_small.REWARD,
         terms=(
             Term(loss=ClippedSurrogate(clip_low=0.2, clip_high=0.28), source="live", weight=MU.complement()),
             Term(loss=NegativeLogLikelihood(), source="expert", weight=MU),
         ),
         rollout=_small.ROLLOUT,
-        replay=ReplayConfig(groups_per_update=40, max_age=1, quotas={"expert": Fraction(4, 5)}),
+        replay=ReplayConfig(groups_per_update=72, max_age=1, quotas={"expert": Fraction(8, 9)}),
         learner=LearnerConfig(
             optimizer=OptimizerConfig(
                 learning_rate=1e-4,
@@ -40,6 +35,6 @@ def arithmetic_demo() -> RunConfig:
             )
         ),
         evaluation=_small.EVALUATION,
-        layout="halves",
+        layout="shared",
         num_steps=NUM_STEPS,
     )

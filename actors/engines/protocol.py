@@ -85,6 +85,11 @@ class Engine(Protocol):
     @property
     def version(self) -> PolicyVersion: ...
 
+    @property
+    def child_pids(self) -> tuple[int, ...]:
+        """Processes a supervisor must end when this one was killed; empty for engines within their process."""
+        ...
+
     async def start(self, model_path: str, version: PolicyVersion) -> None:
         """Loads the model folder and becomes able to generate."""
 

@@ -80,6 +80,10 @@ class SimulatedEngine:
         self._death: Timer | None = None
 
     @property
+    def child_pids(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def version(self) -> PolicyVersion:
         return self._version
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actors.config import EngineConfig
@@ -49,6 +49,10 @@ class TransformersEngine:
         self._failure: str | None = None
         self._prompt_tokens = self._generated_tokens = 0
         self._busy_s = 0.0
+
+    @property
+    def child_pids(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def version(self) -> PolicyVersion:
@@ -197,7 +201,7 @@ class TransformersEngine:
         torch.set_num_threads(self._config.threads)
         device = self._config.options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, self._config.dtype)
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
         self._model = model.to(device).eval()
         self._decoder = BatchDecoder(self._model, self._config.max_num_seqs)
 

@@ -329,6 +329,9 @@ def _cpu_arguments(config: EngineConfig) -> dict[str, Any]:
         # the engine core dies. So every prompt is prefilled whole.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(config.max_model_len, 4096),
+        # The default of 128 caches no prompt shorter than that; 32 is the smallest the fast kernels take, and lets the
+        # samples of a group, and all prompts of one chat template, share their first tokens.
+        "block_size": 32,
     }
 
 

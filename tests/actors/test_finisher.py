@@ -215,7 +215,7 @@ def splice_unannotated(group, leased, row):
     return Splice(donors=(), victims=())
 
 
-def fork_unreadable(group, leased, row) -> "NoSuchName | None":  # noqa: F821
+def fork_unreadable(group, leased, row) -> "NoSuchName | None":  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
     return Fork(leased.task)
 
 

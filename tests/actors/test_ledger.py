@@ -5,7 +5,7 @@ from actors.ports import Outcome
 from rewards.trajectory import PolicyVersion
 
 
-def outcome(prompt_id="p", scored=4, correct=1, version=0, **changes):
+def outcome(prompt_id="p", scored=4, correct=1, version: int | None = 0, **changes):
     values = {
         "lease_id": "0.0",
         "group_id": "g",

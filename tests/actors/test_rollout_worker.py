@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,124 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from actors.config import EngineConfig, RolloutConfig, SamplingConfig, WeightsConfig
-from actors.engines.protocol import EngineError, WeightUpdate
-from actors.engines.simulated import SimulatedEngine
+from actors.engines.protocol import EngineError
 from actors.engines.simulation import Faults, simulated_logprobs
-from actors.finisher import FREE_RULE_ATTEMPTS, Finisher, Redo
+from actors.finisher import FREE_RULE_ATTEMPTS, Redo
 from actors.ports import StalledError
 from actors.renderer import Renderer
-from actors.rollout_worker import RolloutPorts, RolloutWorker
-from actors.task_feed import TaskFeed
 from actors.transports.shared_memory import delete_unless_read
-from actors.weights import ProbeFailedError, WeightStore, write_version
+from actors.weights import ProbeFailedError, write_version
 from rewards.task import Task
 from rewards.trajectory import Group, PolicyVersion, Role
 from rewards.verdict import Status, Verdict
-from tests.actors.fakes import FakeReplay, FakeReport, FakeScoring, save_character_tokenizer
+from tests.actors.fakes import FakeReplay, save_character_tokenizer
+from tests.actors.rollout_bench import GROUP_SIZE, PROBE, Bench, running, tasks_of, until
 
 HERE = "tests.actors.test_rollout_worker"
-GROUP_SIZE = 4
-PROBE = (3, 7, 8, 9, 1)
-
-
-def tasks_of(count: int) -> list[Task]:
-    return [Task(task_id=f"task-{i}", prompt=f"what is {i}?", reference=str(i)) for i in range(count)]
 
 
 @pytest.fixture(scope="session")
 def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
     return Renderer(str(save_character_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
-
-
-class Bench:
-    """One rollout worker and everything around it."""
-
-    def __init__(
-        self,
-        folder: Path,
-        renderer: Renderer,
-        *,
-        num_tickets: int = 6,
-        num_tasks: int = 32,
-        rules: Sequence[Any] = (),
-        answer: Any = None,
-        judge: Any = lambda task, answer: float(len(answer) % 2),
-        worker_id: str = "rollout-0",
-        concurrent_groups: int = 2,
-        max_num_seqs: int = 32,
-        replay: FakeReplay | None = None,
-        feed: TaskFeed | None = None,
-        **engine_options: Any,
-    ) -> None:
-        self.replay = replay or FakeReplay(num_tickets)
-        self.feed = feed or TaskFeed(tasks_of(num_tasks), seed=0, log_dir=folder / "tasks")
-        self.store = WeightStore(folder / "weights", state_dir=folder / "state", keep_versions=2)
-        self.scoring, self.report, self.renderer = FakeScoring(judge), FakeReport(), renderer
-        options = {"vocabulary": (6, 100), "mean_length": 6.0} | engine_options
-        config = EngineConfig(kind="simulated", max_model_len=256, max_num_seqs=max_num_seqs, options=options)
-        self.engine = SimulatedEngine(config, script=answer)
-        self.worker = RolloutWorker(
-            worker_id,
-            RolloutConfig(
-                group_size=GROUP_SIZE,
-                concurrent_groups=concurrent_groups,
-                engine=config,
-                sampling=SamplingConfig(max_new_tokens=64),
-            ),
-            WeightsConfig(),
-            self.engine,
-            renderer,
-            Finisher(rules),
-            RolloutPorts(
-                tasks=self.feed, replay=self.replay, scoring=self.scoring, weights=self.store, report=self.report
-            ),
-            seed=11,
-        )
-
-    async def publish(self, step: int) -> PolicyVersion:
-        """A new version with `step` committed steps."""
-        version = await self.store.issue_version(step)
-        probe = simulated_logprobs(PROBE, version)
-        update = WeightUpdate(
-            version=version,
-            step=step,
-            incarnation=0,
-            path="",
-            digest="",
-            probe_token_ids=PROBE,
-            probe_logprobs=tuple(probe.tolist()),
-        )
-        await self.store.publish(update)
-        return version
-
-    async def start(self) -> Bench:
-        await self.publish(0)
-        await self.worker.start("no model")
-        return self
-
-    def assert_every_ticket_is_settled(self) -> None:
-        assert self.replay.outstanding == 0
-        assert set(self.replay.fates) == {ticket.ticket_id for ticket in self.replay.issued}
-
-    async def groups_counted(self) -> int:
-        return sum(row.groups for row in await self.feed.ledger())
-
-
-@contextlib.asynccontextmanager
-async def running(bench: Bench, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
-    run = asyncio.create_task(bench.worker.run(**options))
-    try:
-        yield run
-    finally:
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
-
-
-async def until(condition: Any, timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for is inside of the code under test
-            await asyncio.sleep(0.001)
 
 
 # -- what a group is --------------------------------------------------------------------------------------------------
@@ -162,7 +62,7 @@ async def test_a_member_is_what_engine_and_scoring_said(tmp_path, renderer):
         assert member.token_ids[: len(prompt)].tolist() == prompt
         assert renderer.decode(member.token_ids[len(prompt) :]) == answer
         assert member.score == len(answer) % 2
-        expected = simulated_logprobs(member.token_ids, PolicyVersion(0))[len(prompt) :]
+        expected = simulated_logprobs(member.token_ids.tolist(), PolicyVersion(0))[len(prompt) :]
         assert np.array_equal(member.behavior_logprobs[len(prompt) :], expected)
         assert np.isnan(member.behavior_logprobs[: len(prompt)]).all()
         assert (member.roles[len(prompt) :] == Role.SAMPLED).all()
@@ -397,12 +297,13 @@ async def test_an_update_lands_in_the_middle_of_an_answer_and_each_token_says_so
         await run
     (group,) = bench.replay.groups
     for member in group.trajectories:
+        assert member.versions is not None
         old, new = member.versions
         assert (old.version, new.version) == (0, 1)
         assert old.start == member.num_context_tokens
         assert (old.end, new.end) == (new.start, len(member.token_ids))
         for span in (old, new):
-            expected = simulated_logprobs(member.token_ids, span.version)[span.start : span.end]
+            expected = simulated_logprobs(member.token_ids.tolist(), span.version)[span.start : span.end]
             assert np.array_equal(member.behavior_logprobs[span.start : span.end], expected)
     assert group.oldest_version == 0
 
@@ -448,6 +349,8 @@ async def test_files_are_held_while_they_are_active_and_not_after_a_failed_activ
             await run
     assert delete_unless_read(second)
     assert not delete_unless_read(first)
+    await bench.worker.close()
+    assert delete_unless_read(first)
 
 
 async def test_a_worker_serves_nothing_before_its_first_activation(tmp_path, renderer):

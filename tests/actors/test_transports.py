@@ -45,6 +45,12 @@ def flip(path: Path, position: int, mask: int) -> None:
     path.write_bytes(content)
 
 
+def replace_text(path: Path, old: str, new: str) -> None:
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new))
+
+
 # -- version folders -------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +95,7 @@ def test_more_tensors_than_the_header_has_room_for(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_every_flipped_bit_of_a_tensor_file_is_found(tmp_path):
+def test_every_flipped_byte_of_a_tensor_file_is_found(tmp_path):
     path = tmp_path / "file"
     writer = TensorFileWriter(path, header_bytes=256)
     for name in ("a", "b"):
@@ -98,26 +104,25 @@ def test_every_flipped_bit_of_a_tensor_file_is_found(tmp_path):
     intact = path.read_bytes()
     assert len(intact) == 256 + 24
     for position in range(len(intact)):
-        for bit in range(8):
-            flip(path, position, 1 << bit)
-            try:
-                found = mismatched_tensors(path, writer.entries, writer.algorithm)
-            except ValueError:
-                found = ["header"]
-            assert found, f"bit {bit} of byte {position}"
-            path.write_bytes(intact)
+        flip(path, position, 1 << position % 8)
+        try:
+            found = mismatched_tensors(path, writer.entries, writer.algorithm)
+        except ValueError:
+            found = ["header"]
+        assert found, f"byte {position}"
+        path.write_bytes(intact)
 
 
-def test_every_flipped_bit_of_manifest_and_adapter_configuration_is_found(tmp_path):
-    folder, manifest = write(tmp_path, kind="adapter", adapter_config=ADAPTER)
+def test_every_flipped_byte_of_manifest_and_adapter_configuration_is_found(tmp_path):
+    tensors = {"w": torch.ones(2)}
+    folder, manifest = write(tmp_path, tensors=tensors, kind="adapter", adapter_config=ADAPTER)
     for name in ("manifest.json", "adapter_config.json"):
         intact = (folder / name).read_bytes()
         for position in range(len(intact)):
-            for bit in range(8):
-                flip(folder / name, position, 1 << bit)
-                with pytest.raises(CorruptVersionError):
-                    verify_folder(folder, manifest.digest)
-                (folder / name).write_bytes(intact)
+            flip(folder / name, position, 1 << position % 8)
+            with pytest.raises(CorruptVersionError):
+                verify_folder(folder, manifest.digest)
+            (folder / name).write_bytes(intact)
     assert verify_folder(folder, manifest.digest).config == ADAPTER
 
 
@@ -138,7 +143,9 @@ def test_a_flipped_byte_names_the_tensor_it_is_in(tmp_path):
         lambda folder: (folder / "model.safetensors").open("ab").write(b"x"),
         lambda folder: (folder / "manifest.json").write_text("7"),
         lambda folder: (folder / "manifest.json").write_text("{}"),
-        lambda folder: (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace("full", "x")),
+        lambda folder: (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().replace("full", "x")
+        ),
     ],
 )
 def test_cut_missing_or_nonsensical_files_are_corrupt_also_without_an_announced_digest(tmp_path, damage):
@@ -150,8 +157,7 @@ def test_cut_missing_or_nonsensical_files_are_corrupt_also_without_an_announced_
 
 def test_a_checksum_that_is_not_installed_is_corrupt_and_says_what_to_install(tmp_path):
     folder, _ = write(tmp_path)
-    manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(checksum_function()[0], "sha512"))
+    replace_text(folder / "manifest.json", checksum_function()[0], "sha512")
     with pytest.raises(CorruptVersionError, match="install xxhash"):
         verify_folder(folder)
 
@@ -206,7 +212,7 @@ def test_a_killed_writer_leaves_no_version_and_the_next_one_sweeps_up(tmp_path, 
     assert version_folders(tmp_path) == {}
     assert len(list(tmp_path.iterdir())) == 1
     folder, manifest = write(tmp_path, 0)
-    assert [p for p in tmp_path.iterdir()] == [folder]
+    assert list(tmp_path.iterdir()) == [folder]
     assert verify_folder(folder, manifest.digest)
 
 

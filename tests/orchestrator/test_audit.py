@@ -7,9 +7,9 @@ import pytest
 from actors.config import ReplayConfig
 from actors.replay.core import ReplayCore
 from actors.replay.log import Journal, ReplayLog, read_journal, read_json, write_json
-from learner.checkpoint import publish_checkpoint
 from orchestrator.audit import audit_run
 from rewards.trajectory import PolicyVersion, Source
+from tests.actors.replay.drivers import write_checkpoint
 from tests.builders import make_group
 
 OPENED = {"kind": "opened", "boot": 1, "epoch": 1, "max_age": 1, "groups_per_update": 1}
@@ -60,15 +60,6 @@ def write_run(run_dir, events):
     return run_dir
 
 
-def write_checkpoint(run_dir, step, batches):
-    folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    temporary = folder.with_suffix(".tmp")
-    temporary.mkdir(parents=True)
-    (temporary / "batches.json").write_text(json.dumps({str(k): v for k, v in batches.items()}))
-    publish_checkpoint(temporary, folder, {"step": step})
-    return folder
-
-
 def findings(run_dir):
     return [(finding.rule, finding.message) for finding in audit_run(run_dir).findings]
 
@@ -92,7 +83,7 @@ def trained_run(run_dir, num_steps=4, checkpoint=3):
         manifest[step] = [g.group_id for g in batch.groups if g.group_id not in dropped]
         if step + 1 == checkpoint:
             core.snapshot()
-            write_checkpoint(run_dir, step + 1, manifest)
+            write_checkpoint(run_dir / "checkpoints", step + 1, manifest)
             core.seal(step)
     core.put(_sampled(core.take_ticket("w", 2, 0.0), num_steps, scores=(None, None)))
     core.take_ticket("w", 2, 0.0)
@@ -200,7 +191,9 @@ VIOLATIONS = {
         [*STORED, {"kind": "evicted", "groups": ["g0"], "reason": "too_old"}, leased("a", 0, "g0")],
         "state", "g0 was leased for step 0 while evicted (too_old)",
     ),
-    "leased without return": ([*STORED, leased("a", 0, "g0"), leased("b", 0, "g0")], "batch", "b was handed out after a"),
+    "leased without return": (
+        [*STORED, leased("a", 0, "g0"), leased("b", 0, "g0")], "batch", "b was handed out after a",
+    ),
     "wrong step": ([*STORED, leased("a", 3, "g0")], "batch", "lease a is for step 3, but 0 steps are committed"),
     "short batch": (
         [{**OPENED, "groups_per_update": 2}, *STORED[1:], leased("a", 0, "g0")],
@@ -210,7 +203,9 @@ VIOLATIONS = {
         [*TRAINED, leased("l1", 1, "g0", age=1), committed("l1")],
         "budget", "g0 was trained on at steps [0, 1], its budget is 1",
     ),
-    "leased when spent": ([*TRAINED, leased("l1", 1, "g0", age=1)], "budget", "g0 was leased for step 1 after its uses [0]"),
+    "leased when spent": (
+        [*TRAINED, leased("l1", 1, "g0", age=1)], "budget", "g0 was leased for step 1 after its uses [0]",
+    ),
     "too old": (
         [*STORED, issued("t1"), put("g1", "t1"), leased("a", 0, "g0"), committed("a"),
          {"kind": "opened", "boot": 2, "epoch": 2, "max_age": 0, "groups_per_update": 1}, leased("b", 1, "g1", age=1)],
@@ -229,11 +224,15 @@ VIOLATIONS = {
         [*STORED, leased("a", 0, "g0"), {"kind": "evicted", "groups": ["g0"], "reason": "too_old"}],
         "state", "g0 was evicted as 'too_old' while leased",
     ),
-    "returned no lease": ([OPENED, {"kind": "lease_returned", "reason": "expired"}], "batch", "but none was outstanding"),
+    "returned no lease": (
+        [OPENED, {"kind": "lease_returned", "reason": "expired"}], "batch", "but none was outstanding",
+    ),
     "sealed too early": ([OPENED, {"kind": "sealed", "step": 0}], "batch", "seal of step 0: 0 committed"),
     "version twice": ([*TRAINED, version(0, 1)], "version", "version 0 was announced twice"),
     "version ahead": ([OPENED, version(1, 4)], "version", "version 1 claims 4 steps, 0 are committed"),
-    "sealed, not saved": ([*TRAINED, {"kind": "sealed", "step": 0}], "manifest", "0 are sealed, but 0 are in a checkpoint"),
+    "sealed, not saved": (
+        [*TRAINED, {"kind": "sealed", "step": 0}], "manifest", "0 are sealed, but 0 are in a checkpoint",
+    ),
     "unknown event": ([OPENED, {"kind": "vanished"}], "journal", "event 2 cannot be followed"),
     "event without fields": ([OPENED, {"kind": "leased"}], "journal", "event 2 cannot be followed (KeyError"),
 }  # fmt: skip
@@ -251,7 +250,7 @@ def test_violations_are_found_and_named(tmp_path, name):
 class TestManifest:
     def test_that_disagrees_with_the_journal_is_found(self, tmp_path):
         write_run(tmp_path, TRAINED)
-        write_checkpoint(tmp_path, 1, {0: ["g1"]})
+        write_checkpoint(tmp_path / "checkpoints", 1, {0: ["g1"]})
         assert (
             "manifest",
             "step 0 trained on different groups: the manifest has ['g1'], the journal ['g0']",
@@ -259,17 +258,17 @@ class TestManifest:
 
     def test_that_lacks_a_step_is_found(self, tmp_path):
         write_run(tmp_path, TRAINED)
-        write_checkpoint(tmp_path, 1, {})
+        write_checkpoint(tmp_path / "checkpoints", 1, {})
         assert any("the manifest has None" in text for _, text in findings(tmp_path))
 
     def test_ahead_of_the_journal_is_found(self, tmp_path):
         write_run(tmp_path, TRAINED)
-        write_checkpoint(tmp_path, 2, {0: ["g0"], 1: ["g1"]})
+        write_checkpoint(tmp_path / "checkpoints", 2, {0: ["g0"], 1: ["g1"]})
         assert findings(tmp_path) == [("manifest", "the checkpoint contains 2 steps, the journal 1")]
 
     def test_of_a_damaged_checkpoint_is_not_believed(self, tmp_path):
         write_run(tmp_path, TRAINED)
-        write_checkpoint(tmp_path, 1, {0: ["g0"]})
+        write_checkpoint(tmp_path / "checkpoints", 1, {0: ["g0"]})
         (tmp_path / "checkpoints" / "step-00000001" / "batches.json").write_text("{}")
         ((rule, text),) = findings(tmp_path)
         assert (rule, "no intact checkpoint" in text) == ("manifest", True)

@@ -152,7 +152,8 @@ def test_module_and_function(write, tmp_path):
 def test_yaml_changes_its_base_key_by_key(write):
     write(
         "run.yaml",
-        "recipe: chord_mu\nrollout:\n  sampling: {max_new_tokens: 9}\nlearner:\n  optimizer:\n    learning_rate: 1e-4\n",
+        "recipe: chord_mu\nrollout:\n  sampling: {max_new_tokens: 9}\n"
+        "learner:\n  optimizer:\n    learning_rate: 1e-4\n",
     )
     base, config = load_run_config("chord_mu"), load_run_config("run.yaml")
     assert config.rollout.sampling.max_new_tokens == 9
@@ -166,6 +167,21 @@ def test_lists_of_a_file_replace_those_of_the_base(write):
     write("run.yaml", "recipe: grpo\nterms:\n- loss: {name: clipped_surrogate, clip_high: 0.28}\n  weight: 0.5\n")
     (term,) = load_run_config("run.yaml").terms
     assert (term.loss.clip_high, term.weight.at(3)) == (0.28, 0.5)
+
+
+def test_mappings_whose_keys_the_user_names_are_replaced_not_merged(write):
+    write(
+        "run.yaml",
+        "recipe: chord_mu\ntasks: {source: 'm:load', options: {n: 3}}\nlearner: {lora: {rank: 2}}\n"
+        "reward: {components: {mine: {verifier: 'm:score'}}}\n",
+    )
+    base, config = load_run_config("chord_mu"), load_run_config("run.yaml")
+    assert base.tasks.options
+    assert config.tasks.options == {"n": 3}
+    assert list(config.reward.components) == ["mine"]
+    assert config.tasks.num_train == base.tasks.num_train
+    assert config.learner.lora.rank == 2
+    assert config.learner.optimizer == base.learner.optimizer
 
 
 def test_a_base_can_be_a_file_beside_the_file(write, tmp_path):

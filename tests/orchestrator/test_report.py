@@ -1,6 +1,8 @@
+import asyncio
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -80,15 +82,22 @@ def points(path: str) -> np.ndarray:
     return np.array([[float(x) for x in pair.split()] for pair in re.findall(r"[ML] ?(-?[\d.]+ -?[\d.]+)", path)])
 
 
-@pytest.fixture
-async def run_dir(tmp_path, monkeypatch):
-    run_dir = tmp_path / "run-1"
-    await drive_run(run_dir, monkeypatch)
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A driven run with its report; not written to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run-1"
+    with pytest.MonkeyPatch.context() as patch:
+        asyncio.run(drive_run(run_dir, patch))
+    write_report(run_dir)
     return run_dir
 
 
-async def test_every_number_of_the_summary_is_on_the_page(run_dir):
-    page = page_of(run_dir)
+@pytest.fixture(scope="module")
+def page(run_dir):
+    return Page((run_dir / "report.html").read_text())
+
+
+def test_every_number_of_the_summary_is_on_the_page(run_dir, page):
     summary = read_summary(run_dir)
     raw = set(re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", page.text))
     missing = [n for n in numbers_in(summary) if json.dumps(n) not in raw]
@@ -99,13 +108,11 @@ async def test_every_number_of_the_summary_is_on_the_page(run_dir):
             assert row in shown, (section.title, row)
 
 
-async def test_the_configuration_is_on_the_page(run_dir):
-    page = page_of(run_dir)
+def test_the_configuration_is_on_the_page(run_dir, page):
     assert json.dumps(read_config(run_dir), indent=2) in page.text
 
 
-async def test_the_page_stands_alone(run_dir):
-    page = page_of(run_dir)
+def test_the_page_stands_alone(run_dir, page):
     assert all(address.startswith("#") for address in page.addresses)
     assert len(page.ids) == len(set(page.ids))
     assert {address[1:] for address in page.addresses} <= set(page.ids)
@@ -114,8 +121,7 @@ async def test_the_page_stands_alone(run_dir):
     assert not re.search(r"url\((?!#)", text)
 
 
-async def test_no_plot_is_empty(run_dir):
-    page = page_of(run_dir)
+def test_no_plot_is_empty(page):
     assert page.titles == [
         "Results", "Learning", "Optimisation", "Term live/clipped_surrogate", "Term expert/negative_log_likelihood",
         "Learner against engine", "Policy age", "Time", "Throughput", "Verdicts", "Dropped groups",
@@ -133,7 +139,8 @@ async def test_no_plot_is_empty(run_dir):
     lines |= {f"live/clipped_surrogate/{name}" for name in live}
     lines |= {f"expert/negative_log_likelihood/{name}" for name in expert}
     bars = {"age:0", "age:1", "time:learner:train", "time:learner:wait_for_batch", "time:learner:publish",
-            "time:learner:other", "time:rollout:engine_busy", "time:rollout:engine_idle", "count:scored",
+            "time:learner:other", "time:step:forward", "time:step:backward", "time:step:optimizer", "time:step:other",
+            "time:rollout:engine_busy", "time:rollout:engine_idle", "count:scored",
             "count:no_answer", "count:infra_error", "count:rule:_constant_score",
             "count:replay:_live_too_old_<=64_tokens", "count:replay:_live_wrong_length_<=64_tokens"}  # fmt: skip
     assert set(page.series) == lines | bars
@@ -147,16 +154,14 @@ async def test_no_plot_is_empty(run_dir):
         assert np.ptp(drawn[:, 1]) > 0, name
 
 
-async def test_bars_are_as_long_as_what_they_count(run_dir):
-    page = page_of(run_dir)
+def test_bars_are_as_long_as_what_they_count(page):
     length = {name: np.ptp(points(paths[0])[:, 0]) for name, paths in page.series.items() if name.startswith("count:")}
     assert length["count:scored"] / length["count:no_answer"] == pytest.approx(70 / 9, rel=1e-3)
     height = [np.ptp(points(page.series[f"age:{age}"][0])[:, 1]) for age in (0, 1)]
     assert height[0] / height[1] == pytest.approx(6 / 4, rel=1e-3)
 
 
-async def test_a_step_without_a_finite_number_is_a_gap_in_no_other_step(run_dir):
-    page = page_of(run_dir)
+def test_a_step_without_a_finite_number_is_a_gap_in_no_other_step(page):
     assert len(points(page.series["grad_norm"][0])) == NUM_STEPS - 1
     assert len(points(page.series["loss"][0])) == NUM_STEPS
 
@@ -184,9 +189,11 @@ async def test_a_run_that_never_trained_has_a_page(tmp_path, monkeypatch):
 
 
 async def test_names_are_escaped(tmp_path, monkeypatch):
-    run_dir = tmp_path / "<b>run & co"
-    await drive_run(run_dir, monkeypatch, name="<script>alert(1)</script>")
-    text = write_report(run_dir).read_text()
+    driver = RunDriver(tmp_path / "<b>run & co", monkeypatch, name="<script>alert(1)</script>")
+    driver.recorder.write_summary()
+    driver.recorder.close()
+    text = write_report(driver.run_dir).read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<script" not in text
     assert "<b>" not in text
 
@@ -200,14 +207,15 @@ def test_a_folder_without_a_run_gets_no_page(tmp_path):
 # -- several runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def six_runs(tmp_path, monkeypatch):
-    folders = []
-    for name, gain in (("chord", 0.6), ("grpo", 0.3)):
-        for seed in range(3):
-            folders.append(tmp_path / f"{name}-{seed}")
-            await drive_run(folders[-1], monkeypatch, name=name, seed=seed, gain=gain + 0.05 * seed)
-    return folders
+@pytest.fixture(scope="module")
+def six_runs(tmp_path_factory):
+    folder, runs = tmp_path_factory.mktemp("six"), []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, gain in (("chord", 0.6), ("grpo", 0.3)):
+            for seed in range(3):
+                runs.append(folder / f"{name}-{seed}")
+                asyncio.run(drive_run(runs[-1], patch, name=name, seed=seed, gain=gain + 0.05 * seed))
+    return runs
 
 
 def svg_series(path) -> dict[str, np.ndarray]:
@@ -219,7 +227,7 @@ def svg_series(path) -> dict[str, np.ndarray]:
     return found
 
 
-async def test_comparison_draws_each_seed_and_their_mean_by_split(six_runs, tmp_path):
+def test_comparison_draws_each_seed_and_their_mean_by_split(six_runs, tmp_path):
     path = write_comparison(six_runs, tmp_path / "compare.svg", labels={"grpo": "expert off"})
     series = svg_series(path)
     names = ["0", "1", "2", "mean"]
@@ -235,7 +243,7 @@ async def test_comparison_draws_each_seed_and_their_mean_by_split(six_runs, tmp_
     assert "held-out: uncovered" in text
 
 
-async def test_comparison_over_minutes_of_training(six_runs, tmp_path):
+def test_comparison_over_minutes_of_training(six_runs):
     figure = plots.comparison_figure({"chord": [RunHistory.load(run) for run in six_runs[:3]]}, over="minutes")
     (line, *_) = figure.axes[0].get_lines()
     wall_s = [e["wall_s"] for e in RunHistory.load(six_runs[0]).evaluations]
@@ -243,7 +251,7 @@ async def test_comparison_over_minutes_of_training(six_runs, tmp_path):
     assert figure.axes[0].get_xlabel() == "minutes of training"
 
 
-async def test_comparison_as_a_picture(six_runs, tmp_path):
+def test_comparison_as_a_picture(six_runs, tmp_path):
     path = write_comparison(six_runs[:1], tmp_path / "compare.png", splits=["all"])
     assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -265,3 +273,11 @@ def test_the_mean_of_curves_is_taken_where_all_of_them_are():
 def test_smoothing_keeps_a_line_straight_and_its_length():
     assert plots.smoothed([2.0] * 20) == [2.0] * 20
     assert plots.smoothed([0.0, 9.0], window=3) == [4.5, 4.5]
+
+
+def test_rates_of_bursts_are_averages_over_time():
+    rows = [{"time": 1000.0 + 5 * i, "step": 0, "generated_tokens": 600.0 * (i // 6)} for i in range(361)]
+    history = RunHistory(Path("nowhere"), {}, {}, {"rollout-0": rows}, [])
+    (minutes, rates) = history.worker_rate("generated_tokens")["rollout-0"]
+    assert rates == [20.0] * 60  # a burst of 600 tokens every 30 s
+    assert minutes[-1] == 30.0

@@ -47,6 +47,9 @@ async def test_time_rates_ages_drops_and_places(sections, tmp_path):
     learner = rows(sections["Where the learner's time went"])
     assert list(learner) == ["train", "wait for batch", "publish", "checkpoint", "other"]
     assert sum(float(share.rstrip("%")) for _, share in learner.values()) == pytest.approx(100, abs=0.3)
+    steps = rows(sections["Where the optimizer steps' time went"])
+    assert list(steps) == ["forward", "backward", "optimizer", "other"]
+    assert steps["backward"][0] == "24.00 s"
     engines = rows(sections["Where the engines' time went"])
     assert engines["engine busy"] == ("1 min 41 s", "84.0%")
     assert rows(sections["Tokens per second"])["sampled, while an engine was busy"] == ("333.3",)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,13 @@ def drops(core: ReplayCore) -> dict[str, int]:
         source, reason, _ = key.split("/")
         counts[f"{source}/{reason}"] = counts.get(f"{source}/{reason}", 0) + num
     return counts
+
+
+def write_checkpoint(folder: Path, step: int, batches: Mapping[int, Sequence[str]]) -> None:
+    """A checkpoint of a run as the learner leaves it, without weights."""
+    from learner.checkpoint import publish_checkpoint  # heavy, and few of the replay tests need it
+
+    temporary = folder / f"step-{step:08d}.tmp"
+    temporary.mkdir(parents=True)
+    (temporary / "batches.json").write_text(json.dumps({str(k): list(v) for k, v in batches.items()}))
+    publish_checkpoint(temporary, folder / f"step-{step:08d}", {"step": step})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -20,10 +19,9 @@ from actors.ports import StaleEpochError
 from actors.replay.core import ReplayCore
 from actors.replay.log import ReplayLog
 from actors.replay.records import Status
-from learner.checkpoint import publish_checkpoint
 from orchestrator.audit import audit_run
 from rewards.trajectory import Group, PolicyVersion
-from tests.actors.replay.drivers import expert, ids, live
+from tests.actors.replay.drivers import expert, ids, live, write_checkpoint
 
 BATCH = 3
 OPEN = ("ready", "leased")
@@ -457,13 +455,6 @@ class Histories(RuleBasedStateMachine):
 
 def live_with_tag(group: Group) -> Group:
     return replace(group, tags={"another": "payload"})
-
-
-def write_checkpoint(folder: Path, step: int, batches: dict[int, list[str]]) -> None:
-    temporary = folder / f"step-{step:08d}.tmp"
-    temporary.mkdir(parents=True)
-    (temporary / "batches.json").write_text(json.dumps({str(k): v for k, v in batches.items()}))
-    publish_checkpoint(temporary, folder / f"step-{step:08d}", {"step": step})
 
 
 TestHistories = Histories.TestCase

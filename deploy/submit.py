@@ -1,0 +1,57 @@
+"""Starts a run on a Ray cluster from a checkout, for people who have Ray here and nothing else of Braid installed.
+
+    python deploy/submit.py ./my_recipe.py --address http://head:8265 --working-dir . -- --set num_steps=20
+
+What follows `--` goes to `braid train` as it is. The packages of this checkout are sent along; torch, vllm and the rest
+must be on the cluster. A cluster with token authentication needs RAY_AUTH_MODE=token and the token in RAY_AUTH_TOKEN or
+~/.ray/auth_token, as Ray reads them. With Braid installed, use `braid submit`, which checks the recipe first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from ray.job_submission import JobSubmissionClient
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
+EXCLUDES = [".git", "__pycache__", "*.pyc", "/.venv*", "/venv", "/runs", "/checkpoints", "/wandb"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="name, file relative to the working directory, or module:function")
+    parser.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard")
+    parser.add_argument("--working-dir", type=Path, default=Path(), help="folder to send; the run starts in its copy")
+    parser.add_argument("--runs", default="~/braid-runs", help="folder on the cluster for the results")
+    parser.add_argument("train", nargs="*", help="further arguments of `braid train`, after --")
+    args = parser.parse_args()
+
+    command = ["python", "-m", "orchestrator.cli", "train", args.recipe, *args.train]
+    command += ["--runs", args.runs, "--address", "auto", "--no-view"]
+    env = {"working_dir": str(args.working_dir.resolve()), "excludes": EXCLUDES}
+    if args.working_dir.resolve() != CHECKOUT:
+        env["py_modules"] = [str(CHECKOUT / name) for name in PACKAGES]
+    logging.disable(logging.INFO)
+    client = JobSubmissionClient(args.address)
+    job = client.submit_job(entrypoint=shlex.join(command), runtime_env=env)
+    print(f"{job}: {shlex.join(command)}", flush=True)
+    return asyncio.run(follow(client, job))
+
+
+async def follow(client: JobSubmissionClient, job: str) -> int:
+    """Prints the log to its end; 0 when the run succeeded."""
+    async for text in client.tail_job_logs(job):
+        print(text, end="", flush=True)
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        await asyncio.sleep(1)
+    return 0 if info.status.value == "SUCCEEDED" else info.driver_exit_code or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
