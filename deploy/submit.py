@@ -14,6 +14,7 @@ import asyncio
 import logging
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
@@ -41,16 +42,16 @@ def main() -> int:
     client = JobSubmissionClient(args.address)
     job = client.submit_job(entrypoint=shlex.join(command), runtime_env=env)
     print(f"{job}: {shlex.join(command)}", flush=True)
-    return asyncio.run(follow(client, job))
+    asyncio.run(print_log(client, job))
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        time.sleep(1)
+    return 0 if info.status.value == "SUCCEEDED" else info.driver_exit_code or 1
 
 
-async def follow(client: JobSubmissionClient, job: str) -> int:
-    """Prints the log to its end; 0 when the run succeeded."""
+async def print_log(client: JobSubmissionClient, job: str) -> None:
+    """Everything the job prints, until it ends."""
     async for text in client.tail_job_logs(job):
         print(text, end="", flush=True)
-    while not (info := client.get_job_info(job)).status.is_terminal():
-        await asyncio.sleep(1)
-    return 0 if info.status.value == "SUCCEEDED" else info.driver_exit_code or 1
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ class RunConfig(Section):
     """How engine and learner divide the cores of one machine (see orchestrator.layout); None leaves the settings as
     they are written in `rollout.engine` and `learner`."""
     synchronous: bool = False
-    """True waits for training before sampling the next batch: the baseline asynchrony is measured against."""
+    """True refuses `replay.max_age` above 0, with which sampling and training overlap: the baseline that asynchrony is
+    measured against."""
     seed: int = Field(default=0, ge=0)
     """Seeds sampling and the order of tasks and batches; `tasks.seed` decides which problems there are."""
 

@@ -1,3 +1,4 @@
+import os
 import shlex
 import shutil
 import subprocess
@@ -81,7 +82,7 @@ def test_a_recipe_file_is_named_as_it_lies_in_the_folder_that_is_sent(folder, fu
 
 
 def test_a_recipe_outside_of_what_is_sent_is_refused(folder):
-    with pytest.raises(SubmitError, match="does not lie in .* set --working-dir"):
+    with pytest.raises(SubmitError, match=r"does not lie in .* set --working-dir"):
         submission(folder / "own_pkg", str(folder / "own_task.py")).entrypoint()
 
 
@@ -145,8 +146,6 @@ def head():
 
 def braid(*arguments, cwd, token=TOKEN, module=("-m", "orchestrator.cli"), **environment):
     """The command in a process of its own, as a user in another folder has it: installed, with a token at hand."""
-    import os
-
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         variables.pop(name, None)
