@@ -30,10 +30,11 @@ def main() -> int:
     parser.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard")
     parser.add_argument("--working-dir", type=Path, default=Path(), help="folder to send; the run starts in its copy")
     parser.add_argument("--runs", default="~/braid-runs", help="folder on the cluster for the results")
-    parser.add_argument("train", nargs="*", help="further arguments of `braid train`, after --")
-    args = parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:end])
 
-    command = ["python", "-m", "orchestrator.cli", "train", args.recipe, *args.train]
+    command = ["python", "-m", "orchestrator.cli", "train", args.recipe, *words[end + 1 :]]
     command += ["--runs", args.runs, "--address", "auto", "--no-view"]
     env = {"working_dir": str(args.working_dir.resolve()), "excludes": EXCLUDES}
     if args.working_dir.resolve() != CHECKOUT:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,7 +137,8 @@ def _clean_up(namespace: str, weights: Path, *, embedded: bool) -> None:
     named = cast(list[dict[str, str]], ray.util.list_named_actors(all_namespaces=True))
     for actor in named:
         if actor["namespace"] == namespace:
-            ray.kill(ray.get_actor(actor["name"], namespace))
+            with suppress(ValueError):  # it ended by itself since it was listed
+                ray.kill(ray.get_actor(actor["name"], namespace))
     if embedded:
         ray.shutdown()
     shutil.rmtree(weights, ignore_errors=True)

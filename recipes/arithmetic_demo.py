@@ -6,10 +6,10 @@ from fractions import Fraction
 
 from actors.config import ReplayConfig
 from learner.config import ClippedSurrogate, LearnerConfig, NegativeLogLikelihood, OptimizerConfig, Schedule, Term
-from orchestrator.config import RunConfig
+from orchestrator.config import EvaluationConfig, RunConfig
 from recipes import _small
 
-NUM_STEPS = 70
+NUM_STEPS = 60
 
 MU = Schedule(kind="cosine", start=0.9, end=0.3, steps=NUM_STEPS)
 """Weight of imitation; it stays an anchor to the end, because the run is short."""
@@ -34,7 +34,7 @@ def arithmetic_demo() -> RunConfig:
                 schedule=Schedule(kind="linear", start=1.0, end=0.1, steps=NUM_STEPS),
             )
         ),
-        evaluation=_small.EVALUATION,
+        evaluation=EvaluationConfig(every=20, num_tasks=150, split_by="coverage"),
         layout="shared",
         num_steps=NUM_STEPS,
     )
