@@ -20,7 +20,7 @@ TASKS = TaskConfig(
     source="arithmetic",
     num_train=10_000,
     num_heldout=600,
-    options={"expert_max_operand": 49, "prompt_template": PROMPT},
+    options={"expert_max_operand": 39, "prompt_template": PROMPT},
 )
 
 REWARD = RewardConfig(components={"correct": RewardComponent(verifier="final_number")})

@@ -6,17 +6,17 @@ from fractions import Fraction
 
 from actors.config import ReplayConfig
 from learner.config import ClippedSurrogate, LearnerConfig, NegativeLogLikelihood, OptimizerConfig, Schedule, Term
-from orchestrator.config import EvaluationConfig, RunConfig
+from orchestrator.config import RunConfig
 from recipes import _small
 
-NUM_STEPS = 60
+NUM_STEPS = 68
 
 MU = Schedule(kind="cosine", start=0.9, end=0.3, steps=NUM_STEPS)
 """Weight of imitation; it stays an anchor to the end, because the run is short."""
 
 
 def arithmetic_demo() -> RunConfig:
-    """CHORD-mu on two-term sums and differences; the expert has seen operands up to 49, half of the tests go beyond."""
+    """CHORD-mu on two-term sums and differences; the expert has seen operands up to 39, half of the tests go beyond."""
     return RunConfig(
         name="arithmetic_demo",
         tasks=_small.TASKS,
@@ -34,7 +34,7 @@ def arithmetic_demo() -> RunConfig:
                 schedule=Schedule(kind="linear", start=1.0, end=0.1, steps=NUM_STEPS),
             )
         ),
-        evaluation=EvaluationConfig(every=20, num_tasks=150, split_by="coverage"),
+        evaluation=_small.EVALUATION,
         layout="shared",
         num_steps=NUM_STEPS,
     )
