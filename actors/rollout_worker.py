@@ -134,8 +134,10 @@ class RolloutWorker:
                 follower.result()
             await work
         finally:
-            for task in (*loops, work, follower):
+            for task in (*loops, work):
                 task.cancel()
+            async with self._pin:  # a change of weights is not cut short: it would leave the engine paused
+                follower.cancel()
             await asyncio.gather(*loops, work, follower, return_exceptions=True)
 
     async def drain(self) -> None:
@@ -151,16 +153,20 @@ class RolloutWorker:
     async def stats(self) -> dict[str, float]:
         """Counters since start: engine totals, groups by fate, seconds by cause."""
         engine = await self._engine.stats()
-        version = float(self._active.version) if self._active is not None else -1.0
         counts = {f"groups_{fate}": float(n) for fate, n in self._counts.items()}
-        return {**engine, **counts, **self._seconds, "policy_version": version}
+        return {**engine, **counts, **self._seconds, "policy_version": float(self._active_version)}
 
     # -- weights ------------------------------------------------------------------------------------------------
+
+    @property
+    def _active_version(self) -> PolicyVersion:
+        """The last verified one; the engine's own label is already newer while a change of weights goes on."""
+        return PolicyVersion(-1) if self._active is None else self._active.version
 
     async def _follow_weights(self) -> None:
         """Until cancelled, also while draining: a group in flight may still wait for newer weights."""
         while True:
-            update = await self._ports.weights.wait_newer(self._engine.version, WEIGHT_POLL_S)
+            update = await self._ports.weights.wait_newer(self._active_version, WEIGHT_POLL_S)
             if update is not None:
                 await self._activate(update)
 
@@ -198,7 +204,7 @@ class RolloutWorker:
     async def _catch_up(self, min_step: int) -> None:
         """Activates until the weights contain `min_step` committed steps, whether or not `run` is following."""
         while self._active is None or self._active.step < min_step:
-            update = await self._ports.weights.wait_newer(self._engine.version, WEIGHT_POLL_S)
+            update = await self._ports.weights.wait_newer(self._active_version, WEIGHT_POLL_S)
             if update is not None:
                 await self._activate(update)
 

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,27 @@ def alternate(
         else:
             reference_s, our_s = seconds(reference), seconds(ours)
         pairs.append((our_s, reference_s))
+    return ratio_of(pairs, work_ratio=work_ratio)
+
+
+async def alternate_async(
+    ours: Callable[[], Awaitable[float]],
+    reference: Callable[[], Awaitable[float]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    work_ratio: float = 1.0,
+) -> Ratio:
+    """As `alternate`, for calls that say themselves how many of their seconds count, preparations left out."""
+    pairs = []
+    for i in range(-warmup, repeats):
+        gc.collect()
+        if i % 2 == 0:
+            our_s, reference_s = await ours(), await reference()
+        else:
+            reference_s, our_s = await reference(), await ours()
+        if i >= 0:
+            pairs.append((our_s, reference_s))
     return ratio_of(pairs, work_ratio=work_ratio)
 
 

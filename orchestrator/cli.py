@@ -160,8 +160,11 @@ def _add_submit(add: argparse._SubParsersAction) -> None:
         "rewards and tasks of your own work unmodified. A cluster that asks for a token gets the one in\n"
         "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.\n",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="name, file in the working directory, or module:function")
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="name, file in the working directory, or module:function"
+    )
     _add_set(parser)
+    parser.add_argument("--resume", metavar="RUN", help="continue this run, which lies in --runs on the cluster")
     parser.add_argument(
         "--address", default="http://127.0.0.1:8265", help="the cluster's dashboard (default: %(default)s)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.load_config import load_run_config, override, recipe_names, recipe_summary
-from orchestrator.run_folders import find_run, is_run, new_run_folder
+from orchestrator.run_folders import find_run, is_run, new_run_folder, recall_folders, remember_folders
 
 CHANGEABLE = (
     "num_steps",
@@ -43,12 +44,15 @@ class CommandError(RuntimeError):
 
 def train(args: Namespace) -> int:
     """A run from a recipe, or the continuation of one; ends with its final table and report."""
+    _hide_progress_bars()
     config, run_dir = _resumed(args) if args.resume else _fresh(args)
     config = _laid_out(config)
     cleared = _preflight(config, args)
     if args.dry_run:
         print(config.model_dump_json(indent=2))
         return 0
+    if not args.resume:
+        remember_folders(run_dir, args.recipe)
     if args.local:
         from orchestrator.local_run import run_local
 
@@ -80,6 +84,7 @@ def _resumed(args: Namespace) -> tuple[RunConfig, Path]:
             f"--resume {args.resume} continues with the run's own configuration: drop the recipe and --name"
         )
     run_dir = find_run(args.resume, args.runs)
+    recall_folders(run_dir)
     before = load_run_config(str(run_dir / "config.json"))
     config = override(before, args.set) if args.set else before
     changed = list(_differences(before.model_dump(mode="json"), config.model_dump(mode="json")))
@@ -98,6 +103,11 @@ def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
             yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
     elif before != after:
         yield path
+
+
+def _hide_progress_bars() -> None:
+    """Those of the libraries, here and in child processes: they would be drawn into our own output."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _laid_out(config: RunConfig) -> RunConfig:
@@ -140,9 +150,13 @@ def submit(args: Namespace) -> int:
     """The same as `train`, on a cluster somewhere else."""
     from orchestrator.submit import Submission, SubmitError, submit_job
 
-    load_run_config(args.recipe, args.set)  # refused here rather than minutes later over there
+    if (args.recipe is None) == (args.resume is None):
+        raise CommandError("name either a recipe, or with --resume a run on the cluster")
+    if args.recipe is not None:
+        load_run_config(args.recipe, args.set)  # refused here rather than minutes later over there
     submission = Submission(
         recipe=args.recipe,
+        resume=args.resume,
         overrides=tuple(args.set),
         working_dir=args.working_dir,
         runs=args.runs,
@@ -262,6 +276,7 @@ def ledger(args: Namespace) -> int:
 
 def plan(args: Namespace) -> int:
     """What a run would take and what asynchrony could gain."""
+    _hide_progress_bars()
     from rich.console import Console
 
     from actors.renderer import Renderer
@@ -331,6 +346,7 @@ def fetch_model(args: Namespace) -> int:
 
 def evaluate(args: Namespace) -> int:
     """pass@k of a model or of a run's model on held-out tasks, with 95 % intervals."""
+    _hide_progress_bars()
     config, model_path = _model_to_evaluate(args)
     num_samples = args.samples or max(args.k)
     if max(args.k) > num_samples:
@@ -368,6 +384,7 @@ def _model_to_evaluate(args: Namespace) -> tuple[RunConfig, Path]:
     try:
         if is_run(folder) or is_run(args.runs.expanduser() / args.target):
             run_dir = find_run(args.target, args.runs)
+            recall_folders(run_dir)
             own = load_run_config(str(args.recipe or run_dir / "config.json"), args.set)
             return own, _model_of(run_dir, args.which)
         config = load_run_config(args.recipe or "arithmetic_demo", args.set)
@@ -389,6 +406,7 @@ def _model_of(run_dir: Path, which: str) -> Path:
 
 def export(args: Namespace) -> int:
     """A run's model as a folder that transformers and vLLM load."""
+    _hide_progress_bars()
     run_dir, target = find_run(args.run, args.runs), args.target.expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CommandError(f"{target} exists and is not an empty folder: name another target")

@@ -70,6 +70,12 @@ def recipe_summary(name: str) -> str:
     return (module.__doc__ or "").strip().partition("\n")[0]
 
 
+def recipe_folder(recipe: str) -> Path | None:
+    """The folder of a recipe that is a file; a user's modules are looked for there."""
+    file, _ = _split_file(recipe)
+    return None if file is None else file.resolve().parent
+
+
 def make_importable(folder: Path) -> None:
     """Lets modules in `folder` be imported, here and in the processes of a run, which inherit the search path.
 
@@ -185,6 +191,8 @@ def _from_tree_file(path: Path, seen: tuple[Path, ...]) -> RunConfig:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: its `recipe` leads back to itself; name another base")
     tree = _read_tree(path)
+    if path.suffix != ".json":  # a run's own config.json lies beside folders that are no packages
+        make_importable(path.parent)
     base = tree.pop("recipe", None)
     if base is None:
         return _validate(tree, str(path))

@@ -117,7 +117,7 @@ def _resolve_model(config: RunConfig) -> Path:
     try:
         return resolve_model(config.model)
     except ModelError as error:
-        raise PreflightError([f"model: {error}"]) from error
+        raise PreflightError([_named("model", error)]) from error
 
 
 def _named(section: str, error: Exception) -> str:

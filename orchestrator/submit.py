@@ -32,13 +32,14 @@ class Submission:
     """One run to be started elsewhere.
 
     Attributes:
-        recipe: as for `braid train`; a file must lie in `working_dir`.
+        recipe: as for `braid train`; a file must lie in `working_dir`. None where `resume` names a run to continue.
         working_dir: sent along; the job runs in a copy of it, so a user's own modules work as they do here.
         runs: folder on the cluster for results; "~" is the home of the job there.
         ship_braid: send this installation's packages too; they win over those installed on the cluster.
     """
 
-    recipe: str
+    recipe: str | None = None
+    resume: str | None = None
     overrides: tuple[str, ...] = ()
     working_dir: Path = Path()
     runs: Path = Path("~/braid-runs")
@@ -48,7 +49,9 @@ class Submission:
 
     def entrypoint(self) -> str:
         """The command line the job runs."""
-        command = ["python", "-m", "orchestrator.cli", "train", self._recipe_there()]
+        command = ["python", "-m", "orchestrator.cli", "train"]
+        command += [self._recipe_there(self.recipe)] if self.recipe is not None else []
+        command += ["--resume", self.resume] if self.resume is not None else []
         command += [part for override in self.overrides for part in ("--set", override)]
         command += ["--name", self.name] if self.name else []
         command += ["--runs", str(self.runs), "--address", "auto", "--no-view"]
@@ -64,13 +67,13 @@ class Submission:
             env["py_modules"] = [_package_folder(name) for name in PACKAGES]
         return env
 
-    def _recipe_there(self) -> str:
+    def _recipe_there(self, recipe: str) -> str:
         """The recipe with a file's path relative to the folder that is sent."""
-        path, colon, function = self.recipe.rpartition(":")
+        path, colon, function = recipe.rpartition(":")
         if not (colon and path.endswith(".py")):
-            path, colon, function = self.recipe, "", ""
+            path, colon, function = recipe, "", ""
         if not path.endswith((".py", ".yaml", ".yml", ".json")):
-            return self.recipe
+            return recipe
         file, folder = Path(path).expanduser().resolve(), self.working_dir.resolve()
         if not file.is_relative_to(folder):
             raise SubmitError(f"recipe {path} does not lie in {folder}, which is what is sent: set --working-dir")

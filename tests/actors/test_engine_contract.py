@@ -18,7 +18,7 @@ KINDS = ["simulated", "transformers", pytest.param("vllm", marks=pytest.mark.vll
 TOLERANCE = 1e-4
 LONG = 400
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("tiny_model_path")]
 folders = itertools.count()
 
 

@@ -436,6 +436,26 @@ async def test_draining_finishes_groups_in_flight_and_takes_no_more(tmp_path, re
     assert await bench.groups_counted() == 2
 
 
+@pytest.mark.parametrize("phase", ["load", "probe"])
+async def test_a_worker_that_is_drained_while_its_weights_change_can_still_be_evaluated(tmp_path, renderer, phase):
+    bench = await Bench(tmp_path, renderer, load_s=0.05).start()
+    score = bench.engine.score
+
+    async def slow_score(*args):
+        await asyncio.sleep(0.05)
+        return await score(*args)
+
+    bench.engine.score = slow_score
+    async with running(bench, sample=False) as run:
+        await bench.publish(1)
+        await until(lambda: bench.worker._pin.locked() if phase == "load" else bench.engine.version == 1)
+        await bench.worker.drain()
+        await run
+    async with asyncio.timeout(5):
+        pinned = await bench.worker.evaluate(tasks_of(1), min_step=1)
+    assert (pinned.version, pinned.step) == (1, 1)
+
+
 async def test_a_ticket_that_comes_after_draining_began_goes_back_unused(tmp_path, renderer):
     replay = FakeReplay(100, max_outstanding=0)
     bench = await Bench(tmp_path, renderer, replay=replay).start()

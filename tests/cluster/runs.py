@@ -33,10 +33,12 @@ SIMULATED = (
 class Run:
     """One `braid train`, and all processes it has started."""
 
-    def __init__(self, runs: Path, name: str, *arguments: str, settings: Sequence[str] = SIMULATED) -> None:
+    def __init__(
+        self, runs: Path, name: str, *arguments: str, settings: Sequence[str] = SIMULATED, recipe: str = "grpo"
+    ) -> None:
         self.folder = runs / name
         changes = [part for setting in settings for part in ("--set", setting)]
-        new = ["grpo", "--name", name, *changes] if "--resume" not in arguments else []
+        new = [recipe, "--name", name, *changes] if "--resume" not in arguments else []
         command = [
             sys.executable,
             "-m",

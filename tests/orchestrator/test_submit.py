@@ -75,6 +75,11 @@ def test_the_command_is_that_of_train(folder):
     ]
 
 
+def test_a_run_on_the_cluster_can_be_continued(folder):
+    there = Submission(resume="mine", working_dir=folder, runs=Path("/shared"), overrides=("num_steps=9",))
+    assert " train --resume mine --set num_steps=9 --runs /shared --address auto" in there.entrypoint()
+
+
 @pytest.mark.parametrize("function", ["", ":reverse"])
 def test_a_recipe_file_is_named_as_it_lies_in_the_folder_that_is_sent(folder, function, monkeypatch):
     monkeypatch.chdir(folder / "own_pkg")
@@ -144,7 +149,7 @@ def head():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def braid(*arguments, cwd, token=TOKEN, module=("-m", "orchestrator.cli"), **environment):
+def braid(*arguments, cwd, token: str | None = TOKEN, module=("-m", "orchestrator.cli"), **environment):
     """The command in a process of its own, as a user in another folder has it: installed, with a token at hand."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):

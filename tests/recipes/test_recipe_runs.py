@@ -1,0 +1,45 @@
+"""Every recipe trains on the tiny model: real engine, real learner, all loops in this process."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from orchestrator.audit import audit_run
+from orchestrator.load_config import load_run_config, recipe_names
+from orchestrator.local_run import run_local
+
+SMALL = (
+    "num_steps=3",
+    "rollout.engine.kind=transformers",
+    "rollout.group_size=8",
+    "rollout.concurrent_groups=4",
+    "tasks.num_train=256",
+    "tasks.num_heldout=16",
+    "tasks.options.prompt_template=Calculate {expression}. Reply with only the number.",  # what the model was taught
+    "evaluation.every=0",
+    "layout=null",
+    "tracking.sinks=[]",
+)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", recipe_names())
+async def test_a_recipe_runs_to_its_end_on_the_tiny_model(name, tmp_path, tiny_model_path):
+    base = load_run_config(name, [])
+    groups = min(base.replay.groups_per_update, 9)
+    changes = [*SMALL, f"model={tiny_model_path}", f"replay.groups_per_update={groups}"]
+    summary = await run_local(load_run_config(name, changes), tmp_path / name)
+    assert (summary["step"], summary["phase"], summary["age_violations"]) == (3, "done", 0)
+    assert summary["unknown_metrics"] == {}
+    assert summary["after"]["all"]["n"] == 16
+    report = audit_run(tmp_path / name)
+    assert report.ok, "\n".join(report.lines())
+    lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 3
+    assert all(math.isfinite(loss) for loss in losses)
+    has_signal = "expert" in str(base.terms) or any(line.get("reward_mean") for line in lines)
+    assert any(line.get("grad_norm", 0.0) > 0.0 for line in lines) or not has_signal, "nothing moved the weights"
