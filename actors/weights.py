@@ -191,7 +191,7 @@ class WeightStore:
         kept = sorted(self._log.published)[-self._keep :]
         for version, folder in version_folders(self._directory).items():
             if version < kept[0]:
-                delete_unless_read(folder)
+                delete_unless_read(folder, keep_memory=True)
 
     def _delete_strangers(self) -> None:
         """Folders of an earlier run that used this directory and did not clean up: their numbers will come again."""

@@ -148,7 +148,8 @@ def main() -> None:
     samples = options.groups * GROUP_SIZE
     print_result(
         "B4 learner_vs_trl", ratio, SHARE_OF_CEILING * ceiling, prompt=prompt, answer=answer, groups=options.groups,
-        ceiling=round(ceiling, 4), layers=options.layers, samples_per_s=round(samples / ratio.ours_s, 2), trl=trl.__version__,
+        ceiling=round(ceiling, 4), layers=options.layers,
+        samples_per_s=round(samples / ratio.ours_s, 2), trl=trl.__version__,
         reference_settings="fp32, fused AdamW, fused LM head, beta 0, one micro-batch, entropy measured",
         our_settings="fp32, fused AdamW, tiled head, no reference, one micro-batch, shared prefixes",
     )  # fmt: skip

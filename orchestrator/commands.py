@@ -131,7 +131,10 @@ def _available(config: RunConfig, address: str | None) -> Any:
     try:
         return cluster_resources(address)
     except ConnectionError as error:
-        raise CommandError(f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`") from error
+        raise CommandError(
+            f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`; if it asks for a token, set "
+            "RAY_AUTH_MODE=token"
+        ) from error
 
 
 def _conclude(run_dir: Path) -> None:
@@ -173,6 +176,7 @@ def submit(args: Namespace) -> int:
 def status(args: Namespace) -> int:
     """What a run is doing now, or what it came to."""
     run_dir = find_run(args.run, args.runs)
+    _take_auth_mode(run_dir)
     from orchestrator.launch import run_status
 
     try:
@@ -187,6 +191,14 @@ def status(args: Namespace) -> int:
     for line in _status_lines(run_dir, state):
         print(line)
     return 0
+
+
+def _take_auth_mode(run_dir: Path) -> None:
+    """The way a run's cluster knows its clients. Ray reads it when it is imported, and asks nobody at an address."""
+    cluster = run_dir / "cluster.json"
+    mode = json.loads(cluster.read_text()).get("auth_mode") if cluster.exists() else None
+    if mode is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", mode)
 
 
 def _status_lines(run_dir: Path, state: Mapping[str, Any]) -> Iterator[str]:
@@ -208,9 +220,10 @@ def _status_lines(run_dir: Path, state: Mapping[str, Any]) -> Iterator[str]:
 
 def stop(args: Namespace) -> int:
     """Ends a run after the step in flight, with a checkpoint."""
+    run_dir = find_run(args.run, args.runs)
+    _take_auth_mode(run_dir)
     from orchestrator.launch import stop_run, wait_stopped
 
-    run_dir = find_run(args.run, args.runs)
     try:
         stop_run(run_dir)
     except ConnectionError as error:

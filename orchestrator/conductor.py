@@ -54,6 +54,8 @@ class ReplayBox(Protocol):
 
     async def finish(self) -> None: ...
 
+    async def release_worker(self, worker_id: str) -> None: ...
+
     async def stats(self) -> dict[str, Any]: ...
 
     async def rollback(self, step: int, batches: Mapping[int, Sequence[str]]) -> None: ...
@@ -195,6 +197,7 @@ class Conductor:
         if not replaceable or self._respawns >= parts.max_respawns:
             raise error
         self._respawns += 1
+        await parts.replay.release_worker(name)
 
     async def _replace(self, name: str) -> RolloutBox:
         """A started worker under the name of a lost one; it serves nothing before its first verified activation."""
@@ -277,7 +280,8 @@ class Conductor:
                 if not self._training:
                     await self._note_lost(name, error)
                     await self._replace(name)
-                while self._parts.rollouts[name] is worker:  # its training loop notices too, and replaces it
+                # Its training loop notices too, and replaces it.
+                while self._parts.rollouts[name] is worker:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
 
     async def _close(self) -> None:

@@ -38,7 +38,15 @@ def launch(
     namespace = f"braid/{files.root.name}"
     dashboard = start_ray(config, namespace, address)
     files.cluster.write_text(
-        json.dumps({"address": _gcs_address(), "namespace": namespace, "dashboard": dashboard, "pid": os.getpid()})
+        json.dumps(
+            {
+                "address": _gcs_address(),
+                "auth_mode": os.environ.get("RAY_AUTH_MODE"),  # set by Ray, where a token is asked for
+                "namespace": namespace,
+                "dashboard": dashboard,
+                "pid": os.getpid(),
+            }
+        )
     )
     print(f"run        {files.root}\ndashboard  {dashboard or 'not available'}", flush=True)
     spec = make_spec(config, files, model_path, incarnation)

@@ -124,5 +124,5 @@ class RunSupervisor:
         for pid in self._pids.pop(name, []):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        while name in ray.util.list_named_actors():
+        while name in ray.util.list_named_actors():  # noqa: ASYNC110 - Ray sets no event
             await asyncio.sleep(0.1)

@@ -92,6 +92,11 @@ class ReplayCache:
         self._core.return_ticket(ticket_id, reason)
         self._serve()
 
+    async def release_worker(self, worker_id: str) -> None:
+        """Whoever had this name is gone: its tickets come back at once, so that others may sample in their place."""
+        self._core.release_worker(worker_id)
+        self._serve()
+
     async def put(self, group: Group) -> None:
         """Stores a scored group on its ticket. Same id and payload: no-op; other payload: ValueError.
 

@@ -92,6 +92,13 @@ class ReplayCore:
         self._record({"kind": "returned", "ticket": ticket_id, "reason": reason})
         self._ticket_deadlines.pop(ticket_id, None)
 
+    def release_worker(self, worker_id: str) -> None:
+        """Takes back every ticket of a worker that is gone; a put on one of them is refused from now on."""
+        held = [ticket_id for ticket_id, row in self.state.tickets.items() if row.worker_id == worker_id]
+        for ticket_id in held:
+            self._record({"kind": "returned", "ticket": ticket_id, "reason": "worker_lost"})
+        self._withdraw(held, "worker_lost")
+
     def admission(self) -> Admission:
         """Whether another live group may be started now, and what is in the way."""
         state = self.state

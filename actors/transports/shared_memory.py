@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+SPARE = ".spare"
+"""Tensor file of a deleted version, whose memory the next version is written into."""
 ADAPTER_CONFIG = "adapter_config.json"
 FILE_NAMES = {"full": "model.safetensors", "adapter": "adapter_model.safetensors"}
 
@@ -113,7 +115,8 @@ def write_folder(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
-        writer = _write_tensors(named_tensors, building / FILE_NAMES[kind], dtype)
+        writer = TensorFileWriter(building / FILE_NAMES[kind], spare=directory / SPARE)
+        _write_tensors(named_tensors, writer, dtype)
         if not writer.entries:
             raise ValueError(f"version {version} has no tensors; nothing is published")
         manifest = Manifest(
@@ -215,8 +218,12 @@ class ReadLease:
         self.release()
 
 
-def delete_unless_read(folder: Path) -> bool:
-    """Deletes a version folder when no ReadLease holds it; True when it is gone."""
+def delete_unless_read(folder: Path, *, keep_memory: bool = False) -> bool:
+    """Deletes a version folder when no ReadLease holds it; True when it is gone.
+
+    Args:
+        keep_memory: its tensor file stays as the directory's spare, for the next version to be written into.
+    """
     try:
         fd = os.open(folder / MANIFEST, os.O_RDONLY)
     except FileNotFoundError:
@@ -230,22 +237,23 @@ def delete_unless_read(folder: Path) -> bool:
         return False
     finally:
         os.close(fd)
+    if keep_memory:
+        for file in folder.glob("*.safetensors"):
+            file.replace(folder.parent / SPARE)
     shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
-def _write_tensors(named_tensors: Iterable[tuple[str, Tensor]], path: Path, dtype: str) -> TensorFileWriter:
+def _write_tensors(named_tensors: Iterable[tuple[str, Tensor]], writer: TensorFileWriter, dtype: str) -> None:
     import torch
 
     target = getattr(torch, dtype)
-    writer = TensorFileWriter(path)
     try:
         for name, tensor in named_tensors:
             writer.add(name, DTYPE_NAMES[dtype], tensor.shape, _as_bytes(tensor.detach().to("cpu", target)))
         writer.finish()
     finally:
         writer.close()
-    return writer
 
 
 def _as_bytes(tensor: Tensor) -> Bytes:

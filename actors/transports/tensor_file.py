@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 HEADER_BYTES = 1 << 20
 """Room kept for the header, which is known last; enough for about ten thousand tensors."""
 
-WRITE_BYTES = 1 << 28
+BLOCK_BYTES = 1 << 20
+"""Written and digested at once, so that the second reads what the first left in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,17 @@ class TensorEntry:
 class TensorFileWriter:
     """Writes one safetensors file front to back; the header, whose size is reserved, is filled in by `finish`."""
 
-    def __init__(self, path: Path, *, header_bytes: int = HEADER_BYTES) -> None:
+    def __init__(self, path: Path, *, header_bytes: int = HEADER_BYTES, spare: Path | None = None) -> None:
+        """
+        Args:
+            spare: a file nobody needs any more, taken and written over if it is there: its memory is already mapped,
+                and getting fresh pages from the system takes longer than filling them.
+        """
         self._path, self._header_bytes = path, header_bytes
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.lseek(self._fd, header_bytes, os.SEEK_SET)
-        self._algorithm, self._digest = checksum_function()
+        taken = spare is not None and _take(spare, path)
+        self._fd = os.open(path, os.O_RDWR if taken else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._mapped = _map_existing_pages(self._fd) if taken else None
+        self._algorithm, self._new_checksum = checksum_function()
         self._end = 0
         self.entries: list[TensorEntry] = []
 
@@ -59,10 +67,12 @@ class TensorFileWriter:
             dtype: name in the file format, e.g. "F32".
             data: [bytes] contiguous, row-major.
         """
-        view = data.data
-        for start in range(0, len(view), WRITE_BYTES):
-            _write_all(self._fd, view[start : start + WRITE_BYTES])
-        entry = TensorEntry(name, dtype, tuple(shape), self._end, self._end + len(view), self._digest(data))
+        view, checksum = data.data, self._new_checksum()
+        for start in range(0, len(view), BLOCK_BYTES):
+            block = view[start : start + BLOCK_BYTES]
+            self._write(self._header_bytes + self._end + start, block)
+            checksum.update(block)
+        entry = TensorEntry(name, dtype, tuple(shape), self._end, self._end + len(view), checksum.hexdigest())
         self.entries.append(entry)
         self._end = entry.end
 
@@ -72,14 +82,28 @@ class TensorFileWriter:
         if 8 + len(header) > self._header_bytes:
             self._make_room(8 + len(header))
         header = header.ljust(self._header_bytes - 8)
-        os.pwrite(self._fd, len(header).to_bytes(8, "little") + header, 0)
+        self._unmap()
+        os.ftruncate(self._fd, self._header_bytes + self._end)
+        _write_all(self._fd, memoryview(len(header).to_bytes(8, "little") + header), 0)
         self.close()
 
     def close(self) -> None:
         """Closes the file as it is; a second call does nothing."""
+        self._unmap()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _write(self, position: int, block: memoryview) -> None:
+        if self._mapped is not None and position + len(block) <= len(self._mapped):
+            self._mapped[position : position + len(block)] = block
+        else:
+            _write_all(self._fd, block, position)
+
+    def _unmap(self) -> None:
+        if self._mapped is not None:
+            self._mapped.close()
+            self._mapped = None
 
     def _make_room(self, needed: int) -> None:
         """Copies the data behind a larger header; only models with very many tensors come here."""
@@ -88,12 +112,27 @@ class TensorFileWriter:
         with open(self._fd, "rb", closefd=False) as old, larger.open("wb") as new:
             old.seek(self._header_bytes)
             new.seek(header_bytes)
-            while block := old.read(WRITE_BYTES):
+            while block := old.read(BLOCK_BYTES):
                 new.write(block)
         self.close()
         larger.replace(self._path)
         self._fd = os.open(self._path, os.O_RDWR)
         self._header_bytes = header_bytes
+
+
+def _take(spare: Path, path: Path) -> bool:
+    try:
+        spare.rename(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _map_existing_pages(fd: int) -> mmap.mmap | None:
+    """The file in memory, with all pages entered at once where the system can do that; None for an empty file."""
+    if not os.fstat(fd).st_size:
+        return None
+    return mmap.mmap(fd, 0, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
 
 
 def mismatched_tensors(path: Path, entries: Sequence[TensorEntry], algorithm: str) -> list[str]:
@@ -108,8 +147,14 @@ def mismatched_tensors(path: Path, entries: Sequence[TensorEntry], algorithm: st
         raise ValueError(f"{path}: the header lists other tensors than the manifest")
     if entries and len(data) != entries[-1].end:
         raise ValueError(f"{path}: {len(data)} bytes of data, expected {entries[-1].end}")
-    digest = checksum_function(algorithm)[1]
-    return [entry.name for entry in entries if digest(data[entry.start : entry.end]) != entry.checksum]
+    new_checksum = checksum_function(algorithm)[1]
+
+    def digest(entry: TensorEntry) -> str:
+        checksum = new_checksum()
+        checksum.update(data[entry.start : entry.end].data)
+        return checksum.hexdigest()
+
+    return [entry.name for entry in entries if digest(entry) != entry.checksum]
 
 
 def read_layout(path: Path) -> tuple[dict[str, Any], Bytes]:
@@ -129,20 +174,39 @@ def read_layout(path: Path) -> tuple[dict[str, Any], Bytes]:
     return header, mapped[8 + size :]
 
 
-def checksum_function(algorithm: str | None = None) -> tuple[str, Callable[[Bytes], str]]:
+class Checksum(Protocol):
+    """Of bytes that come in pieces."""
+
+    def update(self, data: memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class _Crc32:
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: memoryview, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
+def checksum_function(algorithm: str | None = None) -> tuple[str, Callable[[], Checksum]]:
     """The named checksum, or the fastest one installed: 64-bit xxh3 where there is xxhash, else CRC-32.
 
     Raises:
         ValueError: the named one is not available here.
     """
+    known: dict[str, Callable[[], Checksum]] = {}
     try:
         import xxhash
     except ImportError:
-        xxhash = None
-    known: dict[str, Callable[[Bytes], str]] = {}
-    if xxhash is not None:
-        known["xxh3_64"] = lambda data: xxhash.xxh3_64_hexdigest(data.data)
-    known["crc32"] = lambda data: f"{zlib.crc32(data.data):08x}"
+        pass
+    else:
+        known["xxh3_64"] = xxhash.xxh3_64
+    known["crc32"] = _Crc32
     name = algorithm or next(iter(known))
     if name not in known:
         raise ValueError(f"checksum {name!r} is not available here (have {', '.join(known)}); install xxhash")
@@ -168,6 +232,7 @@ def _header(entries: Sequence[TensorEntry]) -> bytes:
     return json.dumps(header, separators=(",", ":")).encode()
 
 
-def _write_all(fd: int, view: memoryview) -> None:
+def _write_all(fd: int, view: memoryview, position: int) -> None:
     while len(view):
-        view = view[os.write(fd, view) :]
+        written = os.pwrite(fd, view, position)
+        view, position = view[written:], position + written

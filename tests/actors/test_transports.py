@@ -155,6 +155,19 @@ def test_cut_missing_or_nonsensical_files_are_corrupt_also_without_an_announced_
         verify_folder(folder)
 
 
+def test_checksums_do_not_depend_on_the_pieces_the_bytes_come_in():
+    data = np.random.default_rng(0).integers(0, 256, 3001, dtype=np.uint8).data
+    for algorithm in ("crc32", checksum_function()[0]):
+        digests = set()
+        for size in (1, 100, 5000):
+            checksum = checksum_function(algorithm)[1]()
+            for start in range(0, len(data), size):
+                checksum.update(data[start : start + size])
+            digests.add(checksum.hexdigest())
+        assert len(digests) == 1
+    assert digests
+
+
 def test_a_checksum_that_is_not_installed_is_corrupt_and_says_what_to_install(tmp_path):
     folder, _ = write(tmp_path)
     replace_text(folder / "manifest.json", checksum_function()[0], "sha512")
@@ -195,8 +208,36 @@ def test_a_failing_writer_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("earlier", [1, 3, 400_000, 3_000_000])
+@pytest.mark.parametrize("count", [1, 300_000, 700_000])
+def test_a_version_written_over_a_deleted_one_is_as_good_as_new(tmp_path, earlier, count):
+    """The file found may be shorter or longer than what is written; blocks lie on both sides of its end."""
+    old, _ = write(tmp_path / "reused", 0, tensors={"w": torch.full((earlier,), 7.0)})
+    inode = (old / "model.safetensors").stat().st_ino
+    delete_unless_read(old, keep_memory=True)
+    tensors = {"a": torch.randn(count), "b": torch.randn(5)}
+    folder, manifest = write(tmp_path / "reused", 1, tensors=tensors)
+    fresh, expected = write(tmp_path / "fresh", 1, tensors=tensors)
+    assert (folder / "model.safetensors").stat().st_ino == inode
+    assert (folder / "model.safetensors").read_bytes() == (fresh / "model.safetensors").read_bytes()
+    assert verify_folder(folder, expected.digest) == manifest
+    assert [p.name for p in (tmp_path / "reused").iterdir()] == ["v00000001"]
+
+
+def test_a_version_that_is_read_is_never_written_over(tmp_path):
+    folder, manifest = write(tmp_path, 0)
+    with ReadLease(folder):
+        assert not delete_unless_read(folder, keep_memory=True)
+        write(tmp_path, 1, tensors={"other": torch.full((50,), 9.0)})
+        assert verify_folder(folder, manifest.digest)
+
+
 @pytest.mark.parametrize("at", [0, 2, 4])
-def test_a_killed_writer_leaves_no_version_and_the_next_one_sweeps_up(tmp_path, at):
+@pytest.mark.parametrize("has_spare", [False, True])
+def test_a_killed_writer_leaves_no_version_and_the_next_one_sweeps_up(tmp_path, at, has_spare):
+    if has_spare:
+        delete_unless_read(write(tmp_path, 7)[0], keep_memory=True)
+
     def tensors():
         for index, item in enumerate(TENSORS.items()):
             if index == at:

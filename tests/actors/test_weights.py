@@ -229,6 +229,22 @@ async def test_old_versions_go_unless_they_are_read(tmp_path):
     assert lying(tmp_path) == [4, 5]
 
 
+async def test_new_versions_are_written_into_the_memory_of_old_ones_and_read_ones_stay_as_they_are(tmp_path):
+    weights = store(tmp_path, keep=1)
+    updates = [await publish(weights, tmp_path, 0)]
+    lease = ReadLease(Path(updates[0].path))
+    for step in range(1, 5):
+        updates.append(await publish(weights, tmp_path, step))
+        verify_version(updates[0].path, updates[0].digest)
+        verify_version(updates[-1].path, updates[-1].digest)
+    inodes = [(Path(u.path) / "model.safetensors").stat().st_ino for u in (updates[0], updates[-1])]
+    spare = (tmp_path / "versions" / ".spare").stat().st_ino
+    assert len({*inodes, spare}) == 3
+    lease.release()
+    newest = await publish(weights, tmp_path, 5)
+    assert (Path(newest.path) / "model.safetensors").stat().st_ino == spare
+
+
 async def test_versions_nobody_announced_go_with_the_older_ones(tmp_path):
     weights = store(tmp_path, keep=1)
     write(tmp_path / "versions", await weights.issue_version(0))

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -194,20 +195,30 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 # -- a run of its own ---------------------------------------------------------------------------------------------
 
 
+def start(*arguments, cwd):
+    """The command in a process of its own, as a user in another folder has it."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        environment.pop(name, None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, tiny_model_path):
-    """A folder with a user's recipe and a finished run of two steps, made by the command in another process."""
+    """A folder with a user's recipe and a finished run of two steps."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "own_task.py").write_text(OWN_TASK)
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "train", "./own_task.py", "--local", "--name", "first"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(cli.__file__).removesuffix("/orchestrator/cli.py")},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Held-out accuracy" in done.stdout
+    process = start("train", "./own_task.py", "--local", "--name", "first", cwd=folder)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "Held-out accuracy" in output
     return folder
 
 
@@ -319,3 +330,44 @@ class TestAfterARun:
         code, out, _ = braid("plan", "./own_task.py")
         assert code == 0
         assert "Throughput over sampling and training in turn" in out
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+class TestDuringARun:
+    """On a Ray cluster that the command starts, with the token Ray asks for."""
+
+    def test_status_then_stop_then_further(self, tmp_path, tiny_model_path):
+        (tmp_path / "own_task.py").write_text(OWN_TASK)
+        endless = ("--set", "num_steps=100000", "--set", "evaluation.at_start=false", "--no-view")
+        train = start("train", "./own_task.py", "--name", "long", *endless, cwd=tmp_path)
+        try:
+            for line in train.stdout:
+                if line.startswith("step 3/"):
+                    break
+            else:
+                pytest.fail(f"the run ended with exit code {train.wait()}")
+            status = start("status", "long", "--json", cwd=tmp_path)
+            output, _ = status.communicate()
+            assert status.returncode == 0
+            state = json.loads(output[output.index("{\n") :])
+            assert state["alive"]
+            assert state["phase"] == "training"
+            assert state["step"] >= 3
+            stop = start("stop", "long", cwd=tmp_path)
+            output, _ = stop.communicate()
+            assert stop.returncode == 0, output
+            assert "braid train --resume" in output
+            train.stdout.read()
+            assert train.wait(timeout=60) == 0
+        finally:
+            train.kill()
+        audit = start("audit", "long", cwd=tmp_path)
+        output, _ = audit.communicate()
+        assert audit.returncode == 0, output
+        steps = json.loads((tmp_path / "runs" / "long" / "summary.json").read_text())["step"]
+        further = start("train", "--resume", "long", "--set", f"num_steps={steps + 2}", "--no-view", cwd=tmp_path)
+        output, _ = further.communicate()
+        assert further.returncode == 0, output
+        assert json.loads((tmp_path / "runs" / "long" / "summary.json").read_text())["step"] == steps + 2

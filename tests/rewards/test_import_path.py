@@ -57,7 +57,7 @@ def test_missing_module_names_it_and_the_search_path():
 
 def test_missing_submodule(package):
     package(__init__="")
-    with pytest.raises(ImportPathError, match="no module 'reward_pkg.nothing'"):
+    with pytest.raises(ImportPathError, match=r"no module 'reward_pkg\.nothing'"):
         resolve_verifier("reward_pkg.nothing:score")
 
 
@@ -69,7 +69,7 @@ def test_missing_attribute_suggests_the_nearest(package):
 
 def test_a_users_own_missing_import_is_told_apart(package):
     package(rewards="import no_such_library\n")
-    with pytest.raises(ImportPathError, match="'reward_pkg.rewards' was found, but it imports 'no_such_library'"):
+    with pytest.raises(ImportPathError, match=r"'reward_pkg\.rewards' was found, but it imports 'no_such_library'"):
         resolve_verifier("reward_pkg.rewards:score")
 
 

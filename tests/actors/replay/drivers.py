@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def drops(core: ReplayCore) -> dict[str, int]:
         source, reason, _ = key.split("/")
         counts[f"{source}/{reason}"] = counts.get(f"{source}/{reason}", 0) + num
     return counts
+
+
+def replace_member(group: Group, **fields: Any) -> Group:
+    """The group with other values in its first member."""
+    first, *others = group.trajectories
+    return replace(group, trajectories=(replace(first, **fields), *others))
 
 
 def write_checkpoint(folder: Path, step: int, batches: Mapping[int, Sequence[str]]) -> None:

@@ -7,14 +7,10 @@ import pytest
 
 from actors.replay.checks import LOGPROB_SLACK, fault_of
 from rewards.trajectory import PolicyVersion, Role, Source, VersionSpan
+from tests.actors.replay.drivers import replace_member
 from tests.builders import make_group
 
 VERSIONS = {0: 0, 1: 1}
-
-
-def changed(group, **fields):
-    first, *others = group.trajectories
-    return replace(group, trajectories=(replace(first, **fields), *others))
 
 
 def spans(*parts):
@@ -30,16 +26,16 @@ def test_two_turns_with_a_tool_result_between_them_have_no_fault():
     group = make_group(answers=[(4, 5, 6, 7), (4, 5)])
     roles = np.array([Role.CONTEXT] * 3 + [Role.SAMPLED, Role.ENVIRONMENT, Role.FORCED, Role.SAMPLED], np.int8)
     logprobs = np.array([np.nan] * 3 + [-1, np.nan, np.nan, -2], np.float32)
-    two_turns = changed(group, roles=roles, behavior_logprobs=logprobs, versions=spans((3, 4, 0), (6, 7, 1)))
+    two_turns = replace_member(group, roles=roles, behavior_logprobs=logprobs, versions=spans((3, 4, 0), (6, 7, 1)))
     assert fault_of(two_turns, VERSIONS) is None
-    assert fault_of(changed(two_turns, versions=spans((3, 4, 0))), VERSIONS) == "version_gap"
+    assert fault_of(replace_member(two_turns, versions=spans((3, 4, 0))), VERSIONS) == "version_gap"
 
 
 def test_a_probability_of_one_may_round_above_zero_nats():
     group = make_group()
     almost = np.array([np.nan] * 3 + [LOGPROB_SLACK / 2, -1], np.float32)
-    assert fault_of(changed(group, behavior_logprobs=almost), VERSIONS) is None
-    assert fault_of(changed(group, behavior_logprobs=almost * 4), VERSIONS) == "positive_logprobs"
+    assert fault_of(replace_member(group, behavior_logprobs=almost), VERSIONS) is None
+    assert fault_of(replace_member(group, behavior_logprobs=almost * 4), VERSIONS) == "positive_logprobs"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +50,7 @@ def test_a_probability_of_one_may_round_above_zero_nats():
     ],
 )
 def test_every_sampled_token_has_exactly_one_announced_version(versions, fault):
-    assert fault_of(changed(make_group(), versions=versions), VERSIONS) == fault
+    assert fault_of(replace_member(make_group(), versions=versions), VERSIONS) == fault
 
 
 def test_an_empty_answer_among_others_is_no_fault_but_a_group_of_them_is():
@@ -77,7 +73,7 @@ def test_members_are_live_and_different():
     group = make_group()
     first = group.trajectories[0]
     assert fault_of(replace(group, trajectories=(first, first)), VERSIONS) == "duplicate_members"
-    assert fault_of(changed(group, source=Source.EXPERT), VERSIONS) == "not_live"
+    assert fault_of(replace_member(group, source=Source.EXPERT), VERSIONS) == "not_live"
     assert fault_of(replace(group, source=Source.OWN_PAST), VERSIONS) == "not_live"
 
 

@@ -165,7 +165,7 @@ class Histories(RuleBasedStateMachine):
         ticket = self.core.take_ticket("w", 2, self.now)
         assert (ticket is not None) == self.model.may_take(), self.core.admission()
         if ticket is not None:
-            assert ticket.ticket_id not in self.held
+            assert ticket.ticket_id not in {*self.held, *(dead.ticket_id for dead in self.dead_tickets)}
             self.held[ticket.ticket_id] = (ticket, self.now + 10.0)
             self.model.tickets.add(ticket.ticket_id)
             self.model.num_issued += 1

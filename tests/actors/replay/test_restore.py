@@ -254,5 +254,18 @@ def test_a_full_disk_does_not_break_a_lease(tmp_path):
     assert ids(lease(core)) == [group_id]
 
 
+def test_a_full_disk_after_a_commit_does_not_let_old_groups_through(tmp_path):
+    core = make_core(tmp_path, groups_per_update=1, max_age=0, max_uses={"live": 2})
+    (group_id,) = store(core, 0)
+    batch = lease(core)
+    committed = len(b'00000000 {"kind":"committed","lease":"l1-0-0","dropped":{}}\n')
+    with full_disk(tmp_path / "journal.jsonl", committed), pytest.raises(OSError):
+        core.commit(0, batch.lease_id)  # there is no room for the eviction that follows
+    assert (core.state.steps_committed, core.state.entries[group_id].status) == (1, Status.READY)
+    core.commit(0, batch.lease_id)
+    assert core.lease(1, 0.0) is None
+    assert drops(core) == {"live/too_old": 1}
+
+
 def test_without_a_log_there_is_nothing_to_snapshot():
     assert make_core().snapshot() == ""
