@@ -26,7 +26,16 @@ class RolloutBox(Protocol):
 
     async def run(self, *, sample: bool = True) -> None: ...
 
-    async def evaluate(self, tasks: Sequence[Task], *, min_step: int, **options: Any) -> PinnedEvaluation: ...
+    async def evaluate(
+        self,
+        tasks: Sequence[Task],
+        *,
+        min_step: int,
+        samples_per_task: int,
+        temperature: float,
+        keep_in: Path | None,
+        better_than: float,
+    ) -> PinnedEvaluation: ...
 
     async def stats(self) -> dict[str, float]: ...
 
@@ -61,6 +70,12 @@ class ReplayBox(Protocol):
     async def rollback(self, step: int, batches: Mapping[int, Sequence[str]]) -> None: ...
 
 
+class FeedBox(Protocol):
+    """The task feed, here or in another process."""
+
+    async def stats(self) -> dict[str, float]: ...
+
+
 class ScoringBox(Protocol):
     """One reward worker, here or in another process."""
 
@@ -74,6 +89,7 @@ class RunParts:
     """The boxes of one run. `respawn_rollout` builds a started replacement of a lost worker; None: nobody can."""
 
     model_path: str
+    tasks: FeedBox
     replay: ReplayBox
     learner: LearnerBox
     rollouts: dict[str, RolloutBox]
@@ -230,6 +246,8 @@ class Conductor:
         if stats:
             recorder.waits(stats.get("waits", {}))
             await recorder.report("replay", _numbers(stats))
+        if values := await _quietly(parts.tasks.stats()):
+            await recorder.report("tasks", values)
         for name, worker in list(parts.rollouts.items()):
             if values := await _quietly(worker.stats()):
                 await recorder.report(name, values)

@@ -67,6 +67,7 @@ async def build_local_parts(
     names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
     return RunParts(
         model_path=spec.model_path,
+        tasks=feed,
         replay=replay,
         learner=LearnerWorker(make_learner_plan(spec), ports),
         rollouts={name: make_rollout_worker(spec, name, rollout_ports) for name in names},

@@ -28,7 +28,7 @@ from actors.spawn import (
     spawn_task_feed,
     spawn_weight_store,
 )
-from orchestrator.conductor import Conductor, LearnerBox, ReplayBox, RolloutBox, RunParts
+from orchestrator.conductor import Conductor, FeedBox, LearnerBox, ReplayBox, RolloutBox, RunParts
 from orchestrator.config import RunConfig
 from orchestrator.recorder import RunRecorder
 from orchestrator.resources import learner_gpus_per_rank
@@ -107,6 +107,7 @@ class RunSupervisor:
 
         return RunParts(
             model_path=spec.model_path,
+            tasks=cast(FeedBox, boxes.tasks),
             replay=cast(ReplayBox, replay),
             learner=cast(LearnerBox, learner),
             rollouts=rollouts,
