@@ -222,12 +222,16 @@ def stop(args: Namespace) -> int:
     """Ends a run after the step in flight, with a checkpoint."""
     run_dir = find_run(args.run, args.runs)
     _take_auth_mode(run_dir)
+    import ray
+
     from orchestrator.launch import stop_run, wait_stopped
 
     try:
         stop_run(run_dir)
     except ConnectionError as error:
         raise CommandError(str(error), exit_code=1) from error
+    finally:
+        ray.shutdown()  # a cluster of the run's own ends with it, and Ray ends whoever is still connected then
     if args.timeout > 0 and not wait_stopped(run_dir, args.timeout):
         raise CommandError(f"{run_dir} was told to stop but has not ended after {args.timeout:g} s", exit_code=1)
     print(f"{run_dir} stopped; continue it with `braid train --resume {run_dir}`")

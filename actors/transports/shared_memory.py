@@ -1,7 +1,8 @@
 """Published versions as folders on this node: written beside their final name, renamed once, never changed after.
 
 A folder holds `model.safetensors` (Hugging Face names) or a PEFT adapter, and `manifest.json` with a checksum per
-tensor. On Linux the folder lies in /dev/shm, so engines map it without a copy.
+tensor. On Linux the folder lies in /dev/shm, so engines map it without a copy. The memory of a deleted version may be
+written over by the next one: who reads a version holds a ReadLease.
 """
 
 from __future__ import annotations

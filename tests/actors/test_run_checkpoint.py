@@ -40,6 +40,12 @@ async def checkpoint(saver: RunCheckpointer, step: int) -> None:
     await saver.complete(step, {s: [f"g{s}", f"h{s}"] for s in range(step)}, {"step": step})
 
 
+def step_of(point: RestorePoint | None) -> int:
+    assert point is not None
+    assert point.folder.name == f"step-{point.step:08d}"
+    return point.step
+
+
 def lying(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir())
 
@@ -107,17 +113,17 @@ async def test_after_a_damaged_one_was_passed_over_the_new_one_is_kept_and_found
     for step in (4, 8):
         await checkpoint(checkpointer(tmp_path, keep=2), step)
     damage(tmp_path / "step-00000008", "flipped")
-    assert newest_restore_point(tmp_path).step == 4
+    assert step_of(newest_restore_point(tmp_path)) == 4
     await checkpoint(checkpointer(tmp_path, keep=1), 6)
     assert lying(tmp_path) == ["LATEST", "step-00000006"]
-    assert newest_restore_point(tmp_path).step == 6
+    assert step_of(newest_restore_point(tmp_path)) == 6
 
 
 async def test_the_pointer_decides_between_intact_ones(tmp_path):
     await checkpoint(checkpointer(tmp_path), 4)
     await checkpoint(checkpointer(tmp_path), 6)
     shutil.copytree(tmp_path / "step-00000006", tmp_path / "step-00000009")  # of a history that was given up
-    assert newest_restore_point(tmp_path).folder.name == "step-00000006"
+    assert step_of(newest_restore_point(tmp_path)) == 6
 
 
 # -- death at every point --------------------------------------------------------------------------------------------
@@ -149,8 +155,11 @@ def assert_consistent(root: Path, may_be: set[int]) -> int:
     assert point.step in may_be
     assert (point.folder / "ranks" / "shard").read_bytes() == b"weights of %d" % point.step
     assert sorted(point.batches) == list(range(point.step))
+    for step in (4, 6):
+        if (folder := root / f"step-0000000{step}").exists():
+            assert verify_checkpoint(folder)["step"] == step
     asyncio.run(checkpoint(checkpointer(root), 9))
-    assert newest_restore_point(root).step == 9
+    assert step_of(newest_restore_point(root)) == 9
     assert not [name for name in lying(root) if name.endswith(".tmp")]
     return point.step
 

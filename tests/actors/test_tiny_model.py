@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_equal_seeds_give_equal_bytes_whatever_the_process_did_before(barely_tra
 
 
 def test_it_is_a_folder_that_others_load(barely_trained):
-    model = AutoModelForCausalLM.from_pretrained(barely_trained)
+    model: Any = AutoModelForCausalLM.from_pretrained(barely_trained)
     tokenizer = AutoTokenizer.from_pretrained(barely_trained)
     assert 1_000_000 <= sum(p.numel() for p in model.parameters()) <= 5_000_000
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

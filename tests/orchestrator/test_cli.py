@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -356,12 +357,14 @@ class TestDuringARun:
             assert state["alive"]
             assert state["phase"] == "training"
             assert state["step"] >= 1
+            ending = threading.Thread(target=train.communicate)  # reads on and waits, as a shell would
+            ending.start()
             stop = start("stop", "long", cwd=tmp_path)
             output, _ = stop.communicate()
             assert stop.returncode == 0, output
             assert "braid train --resume" in output
-            train.stdout.read()
-            assert train.wait(timeout=60) == 0
+            ending.join(timeout=60)
+            assert train.returncode == 0
         finally:
             train.kill()
         audit = start("audit", "long", cwd=tmp_path)

@@ -265,6 +265,14 @@ class TestLease:
         lease(core)
         assert core.live_demand() == [1, 1, 2]
 
+    def test_counts_what_it_holds_not_what_was_planned(self):
+        core = make_core(groups_per_update=2, max_age=0, quotas={"expert": "1/2"})
+        store(core, 0, 0)
+        assert lease(core).shortfall == {"expert": 1}
+        core.preload([expert("e0")])  # too late for this batch
+        assert core.live_demand() == [2]
+        assert core.take_ticket(WORKER, 2, 0.0) is None
+
     def test_waits_for_frozen_groups_when_there_are_no_live_ones(self):
         core = make_core(groups_per_update=2, quotas={"expert": "1"})
         core.preload([expert("e0")])
@@ -280,6 +288,14 @@ class TestLease:
         first, second = ([g for batch in half for g in batch] for half in (batches[:3], batches[3:]))
         assert sorted(first) == sorted(second) == [f"e{i}" for i in range(6)]
         assert first != second
+
+    def test_lets_frozen_groups_that_arrive_late_join_the_pass_the_others_are_in(self):
+        core = make_core(groups_per_update=1, quotas={"expert": "1"})
+        core.preload([expert("e0"), expert("e1")])
+        train(core, 6)
+        core.preload([expert("late")])
+        assert train(core, 1) == [["late"]]  # the others are through with this pass
+        assert [train(core, 3).count(["late"]) for _ in range(3)] == [1, 1, 1]
 
     def test_of_a_committed_step_is_stale_and_of_a_later_one_an_error(self):
         core = make_core()

@@ -41,6 +41,7 @@ class TestRollback:
         assert core.put(live(held, version=3)) == "ticket_rollback"
         with pytest.raises(StaleEpochError, match=f"commit of step 3 on lease {stale.lease_id}"):
             core.commit(3, stale.lease_id)
+        assert lease(core).epoch == stale.epoch + 1
         assert train(core, 3) == [batches[1], batches[2], [waiting]]
 
     def test_counts_ages_along_the_surviving_lineage(self):

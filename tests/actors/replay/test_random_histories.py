@@ -57,6 +57,7 @@ class Model:
     num_refused: int = 0
     versions: dict[int, int] = field(default_factory=dict)
     steps: list[list[str]] = field(default_factory=list)
+    live_in_step: list[int] = field(default_factory=list)
     lease: tuple[str, list[str]] | None = None
     sealed_through: int = -1
 
@@ -88,6 +89,7 @@ class Model:
         step, (_, group_ids) = len(self.steps), self.lease
         self.lease = None
         self.steps.append([g for g in group_ids if g not in dropped])
+        self.live_in_step.append(sum(self.groups[g].source == "live" for g in group_ids))
         for group_id in group_ids:
             row = self.groups[group_id]
             if group_id in dropped:
@@ -118,6 +120,7 @@ class Model:
     def roll_back(self, manifest: list[list[str]]) -> None:
         self.take_all_back()
         self.steps = [list(batch) for batch in manifest]
+        del self.live_in_step[len(manifest) :]
         self.sealed_through = min(self.sealed_through, len(self.steps) - 1)
         self.versions = {v: min(step, len(self.steps)) for v, step in self.versions.items()}
         for row in self.groups.values():
@@ -419,6 +422,7 @@ class Histories(RuleBasedStateMachine):
         assert state.counters["refused"] == model.num_refused
         assert state.counters["accepted"] == len(model.groups)
         assert state.steps_committed == len(model.steps)
+        assert state.live_consumed == sum(model.live_in_step)
         assert [state.history[step].trained for step in range(len(model.steps))] == model.steps
         assert (state.lease and (state.lease.lease_id, state.lease.group_ids)) == model.lease
         assert state.versions == model.versions

@@ -145,6 +145,15 @@ def test_groups_whose_blocks_are_lost_are_evicted_and_replaced(tmp_path):
 
 
 def test_a_block_of_another_group_is_not_taken_for_the_lost_one(tmp_path):
+    scores = {"a": (1.0, 0.0), "b": (0.0, 1.0)}
+    for name in "ab":
+        core = make_core(tmp_path / name)
+        core.put(live(take(core), scores=scores[name]))
+    shutil.copytree(tmp_path / "b" / "blocks", tmp_path / "a" / "blocks", dirs_exist_ok=True)
+    assert drops(make_core(tmp_path / "a")) == {"live/lost": 1}
+
+
+def test_a_damaged_block_costs_one_group(tmp_path):
     core = make_core(tmp_path, groups_per_update=2)
     store(core, 0, 0)
     (block,) = (tmp_path / "blocks").glob("live-*.blk")
