@@ -169,8 +169,9 @@ class Objective:
 
         Always: loss (before its weight), weight, num_tokens, num_sequences. By loss: clip_fraction, ratio_mean,
         mismatch_mean, mismatch_max (nats between log-probs and behaviour log-probs), chi2 and
-        effective_sample_fraction of the ratios, kl_mean, entropy_mean, token_weight_mean, nll_mean. By a correction:
-        correction_weight_mean, correction_dropped_fraction, correction_mismatch_mean and _max (nats).
+        effective_sample_fraction of the ratios, kl_mean, entropy_mean, token_weight_mean, nll_mean. A correction
+        adds, behind "correction/", token_weight_mean, clip_fraction (tokens of weight 0) and the distances of proximal
+        and sampling policy: ratio_mean, mismatch_mean, mismatch_max, chi2, effective_sample_fraction.
         """
         report: dict[str, dict[str, float]] = {}
         for term, plan_of_term in zip(self._terms, plan.terms, strict=True):
@@ -333,13 +334,12 @@ def _correct(label: str, term: Term, own: dict[str, Tensor]) -> dict[str, Tensor
         advantages=own.get("advantages"),
     )
     own["token_scale"] = own["token_scale"] * weights
-    mismatch = mismatch_metrics(own["proximal_logprobs"], behavior, mask)
-    return {
-        "correction_weight_sum": weights.sum(),
-        "correction_dropped_count": (mask & (weights == 0)).sum().to(weights.dtype),
-        "correction_mismatch_sum": mismatch["mismatch_sum"],
-        "correction_mismatch_max": mismatch["mismatch_max"],
+    metrics = {
+        "token_weight_sum": weights.sum(),
+        "clip_count": (mask & (weights == 0)).sum().to(weights.dtype),
+        **mismatch_metrics(own["proximal_logprobs"], behavior, mask),
     }
+    return {f"correction/{name}": value for name, value in metrics.items()}
 
 
 def _refuse_unknown_behavior(label: str, trajectories: Sequence[Trajectory], masks: Sequence[BoolArray]) -> None:
@@ -376,8 +376,9 @@ def _readable(metrics: Mapping[str, float], num_tokens: int) -> dict[str, float]
             readable[f"{name.removesuffix('_count')}_fraction"] = value / count
         else:
             readable[name] = value
-    if num_tokens and "squared_ratio_sum" in metrics:
-        total, squares = metrics["ratio_sum"], metrics["squared_ratio_sum"]
-        readable["effective_sample_fraction"] = effective_sample_fraction(total, squares, num_tokens)
-        readable["chi2"] = readable.pop("squared_ratio_mean") - 1.0
+    for part in ("", "correction/"):
+        if num_tokens and f"{part}squared_ratio_sum" in metrics:
+            total, squares = metrics[f"{part}ratio_sum"], metrics[f"{part}squared_ratio_sum"]
+            readable[f"{part}effective_sample_fraction"] = effective_sample_fraction(total, squares, num_tokens)
+            readable[f"{part}chi2"] = readable.pop(f"{part}squared_ratio_mean") - 1.0
     return readable

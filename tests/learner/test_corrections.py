@@ -166,16 +166,26 @@ def test_decoupled_ppo():
     loss, gradient, report = evaluate(decoupled(Correction(transform="identity")))
     assert loss == pytest.approx(-0.211933, abs=6e-7)
     torch.testing.assert_close(gradient, F.flat(0, -0.163746, 0, 0.163746, 0.298365), atol=8e-7, rtol=0)
-    assert report["correction_weight_mean"] == pytest.approx(sum(RHO) / 5, abs=1e-6)
-    assert report["correction_dropped_fraction"] == 0.0
-    assert report["correction_mismatch_max"] == pytest.approx(0.2, abs=1e-6)
+    distances = {name.removeprefix("correction/"): v for name, v in report.items() if name.startswith("correction/")}
+    assert distances == pytest.approx(
+        {
+            "token_weight_mean": sum(RHO) / 5,
+            "clip_fraction": 0.0,
+            "ratio_mean": sum(RHO) / 5,
+            "mismatch_mean": 0.11,
+            "mismatch_max": 0.2,
+            "chi2": 0.13164,
+            "effective_sample_fraction": 0.988334,
+        },
+        abs=1e-6,
+    )
 
 
 def test_dropped_tokens_stay_in_the_denominator():
     loss, _, report = evaluate(decoupled(Correction(transform="band", low=0.9, high=1.15)))
     assert loss == pytest.approx(0.081204, abs=6e-7)
     assert report["num_tokens"] == 5
-    assert report["correction_dropped_fraction"] == pytest.approx(0.2)
+    assert report["correction/clip_fraction"] == pytest.approx(0.2)
 
 
 def test_truncated_importance_sampling():
