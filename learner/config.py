@@ -3,14 +3,72 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from learner.losses.config import (
+    ClippedSurrogate,
+    DivergenceMaskedPolicyGradient,
+    EntropyBonus,
+    GeometricMeanSurrogate,
+    ImportanceWeightedKL,
+    InverseRatioSurrogate,
+    KLToReference,
+    Level,
+    Loss,
+    LossParams,
+    MixtureRatio,
+    Need,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    RatioSurrogate,
+    RatioVariance,
+    RecentredSurrogate,
+    RehearsalDivergence,
+    SequenceSurrogate,
+    ShapedLikelihood,
+    ShapedRatio,
+    SoftGateSurrogate,
+    SquaredLogRatio,
+    WeightedPolicyGradient,
+)
 from rewards.config import Section, SourceName
 
-Need = Literal["behavior_logprobs", "reference_logprobs", "proximal_logprobs", "entropy", "values", "scores"]
-"""What a loss reads beside the log-probs being trained; a run that cannot supply it refuses to start."""
+__all__ = [
+    "AdvantageName",
+    "ClippedSurrogate",
+    "Correction",
+    "DivergenceMaskedPolicyGradient",
+    "EntropyBonus",
+    "GeometricMeanSurrogate",
+    "ImportanceWeightedKL",
+    "InverseRatioSurrogate",
+    "KLToReference",
+    "LearnerConfig",
+    "Level",
+    "LoRAConfig",
+    "Loss",
+    "LossParams",
+    "MixtureRatio",
+    "Need",
+    "NegativeLogLikelihood",
+    "OptimizerConfig",
+    "PolicyGradient",
+    "RatioSurrogate",
+    "RatioVariance",
+    "RecentredSurrogate",
+    "RehearsalDivergence",
+    "Rejection",
+    "Schedule",
+    "SequenceSurrogate",
+    "ShapedLikelihood",
+    "ShapedRatio",
+    "SoftGateSurrogate",
+    "SquaredLogRatio",
+    "Term",
+    "WeightedPolicyGradient",
+]
 
 
 class Schedule(Section):
@@ -67,64 +125,73 @@ class Schedule(Section):
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class LossParams(Section):
-    """Base of the parameter models; `name` picks the torch function of the same name in `learner/losses/`."""
+class Rejection(Section):
+    """A criterion on how far sampling and proximal policy are apart; tokens that fail it get weight 0.
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    rho = exp(proximal - behaviour log-prob), d = ln rho; k2 = d^2 / 2, k3 = rho - 1 - d. (Some code bounds 1 / rho.)
+    """
 
-    def parameters(self) -> dict[str, Any]:
-        """Keyword arguments of the torch function."""
-        return self.model_dump(exclude={"name"})
-
-
-class ClippedSurrogate(LossParams):
-    """Policy-gradient surrogate with separate ratio bounds (PPO; DAPO's clip-higher)."""
-
-    name: Literal["clipped_surrogate"] = "clipped_surrogate"
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """Ratios below 1 - clip_low earn nothing more by falling."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """Ratios above 1 + clip_high earn nothing more by growing."""
-    dual_clip: float | None = Field(default=None, gt=1)
-    """Bounds the loss of negative-advantage tokens whose ratio explodes; None is plain PPO."""
-    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    statistic: Literal["ratio", "k2", "k3"] = "ratio"
+    """What is bounded; over "mean" and "sum" of a sequence "ratio" is its geometric mean and its product."""
+    over: Literal["token", "all", "mean", "sum"] = "token"
+    """token: each by itself. all: the sequence fails with one token. mean, sum: of the sequence's tokens."""
+    low: float = Field(default=0.0, ge=0)
+    """Smallest value that stays."""
+    high: float = Field(default=2.0, gt=0)
+    """Largest value that stays."""
 
 
-class NegativeLogLikelihood(LossParams):
-    """Imitation of the tokens as they are, optionally weighted per token by the current probability (CHORD)."""
+class Correction(Section):
+    """Weight of a token for the step from sampling to proximal policy, without gradient (decoupled PPO, TIS, IcePop).
 
-    name: Literal["negative_log_likelihood"] = "negative_log_likelihood"
-    token_weight: Literal["none", "phi", "probability"] = "none"
-    """none: 1; phi: p(1-p); probability: p, each without gradient."""
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    Denominators count a token of weight 0 still.
+    """
+
+    transform: Literal["identity", "clamp", "band", "one"] = "clamp"
+    """identity: rho. clamp: rho within the bounds. band: rho inside the bounds, 0 outside. one: 1."""
+    level: Level = "token"
+    """Of rho."""
+    low: float = Field(default=0.0, ge=0)
+    """Lower bound of clamp and band."""
+    high: float = Field(default=2.0, gt=0)
+    """Upper bound of clamp and band."""
+    reject: tuple[Rejection, ...] = ()
+    """All of them must hold."""
+    max_negative_drift: float | None = Field(default=None, ge=0)
+    """Nats: sequences of negative advantage whose mean behaviour minus current log-prob is larger are dropped."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Correction:
+        for low, high in [(self.low, self.high), *((r.low, r.high) for r in self.reject)]:
+            if low > high:
+                raise ValueError(f"low={low} lies above high={high}, so nothing could stay: swap them")
+        return self
+
+    @property
+    def splits_sequences(self) -> bool:
+        """Whether one token of a sequence can go while another stays."""
+        return (self.transform == "band" and self.level == "token") or any(r.over == "token" for r in self.reject)
 
 
-class KLToReference(LossParams):
-    """KL estimate to a frozen reference as a penalty in the loss; for fresh samples of the policy itself."""
-
-    name: Literal["kl_to_reference"] = "kl_to_reference"
-    estimator: Literal["k1", "k2", "k3", "k3+"] = "k3"
-    """k1: d, k2: d^2/2, k3: exp(-d)+d-1 with d the log-ratio; k3+: the value of k3 with the gradient of k2."""
-    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs"})
-
-
-class ImportanceWeightedKL(LossParams):
-    """KL penalty weighted by the importance ratio, for samples of an older policy."""
-
-    name: Literal["importance_weighted_kl"] = "importance_weighted_kl"
-    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "reference_logprobs"})
-
-
-class EntropyBonus(LossParams):
-    """Negative entropy of the policy: a positive weight keeps the policy exploring."""
-
-    name: Literal["entropy_bonus"] = "entropy_bonus"
-    needs: ClassVar[frozenset[Need]] = frozenset({"entropy"})
-
-
-Loss = Annotated[
-    ClippedSurrogate | NegativeLogLikelihood | KLToReference | ImportanceWeightedKL | EntropyBonus,
-    Field(discriminator="name"),
+AdvantageName = Literal[
+    "group_relative",
+    "centered",
+    "leave_one_out",
+    "score",
+    "best_over_second",
+    "max_likelihood",
+    "length_weighted",
+    "batch_relative",
+    "whitened",
+    "centered_whitened",
+    "nonzero_scaled",
+    "shifted",
+    "log_mean_exp",
+    "positives_only",
+    "negatives_only",
+    "sign_weighted",
+    "outliers_removed",
+    "component_relative",
 ]
 
 
@@ -137,13 +204,22 @@ class Term(Section):
     """Whose tokens it trains on."""
     weight: Schedule = Schedule()
     """Factor of this term at each step; a number is a constant."""
-    advantage: Literal["group_relative", "centered", "leave_one_out", "score"] = "group_relative"
+    advantage: AdvantageName = "group_relative"
     """How scores of a group become advantages; ignored by losses that need none."""
-    aggregation: Literal["token", "sequence", "constant"] = "token"
+    advantage_options: dict[str, float] = Field(default_factory=dict)
+    """Options of that advantage by name, e.g. {"shift": -0.1}."""
+    compared_with: Literal["source", "group"] = "source"
+    """Whose scores make the statistics: members of the same source only, or all members of the group (LUFFY)."""
+    ratio_to: Literal["behavior", "proximal"] = "behavior"
+    """Policy in the denominator of the loss's ratio: the one that sampled, or the one this update starts from."""
+    correction: Correction | None = None
+    """Weight for the step from the sampling to the proximal policy; goes with a ratio to the proximal one, or none."""
+    aggregation: Literal["token", "sequence", "constant", "width"] = "token"
     """token: sum over the term's global token count. sequence: mean over sequences of token means (global number of
-    sequences). constant: sum over sequences of token sums, over `aggregation_constant` x global sequences (Dr.GRPO)."""
+    sequences). constant: sum over sequences of token sums, over `aggregation_constant` x global sequences (Dr.GRPO).
+    width: the same sum over `aggregation_constant` alone, so it grows with the batch (LUFFY, RL-PLUS)."""
     aggregation_constant: float | None = Field(default=None, gt=0)
-    """Tokens, e.g. the longest answer; for aggregation "constant" only."""
+    """Tokens, e.g. the longest answer; for aggregations "constant" and "width" only."""
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -157,9 +233,39 @@ class Term(Section):
 
     @model_validator(mode="after")
     def _constant_needs_number(self) -> Term:
-        if (self.aggregation == "constant") != (self.aggregation_constant is not None):
-            raise ValueError("aggregation='constant' and aggregation_constant go together; set both or neither")
+        if (self.aggregation in ("constant", "width")) != (self.aggregation_constant is not None):
+            raise ValueError(
+                "aggregation='constant' or 'width' and aggregation_constant go together; set both or neither"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Term:
+        reads_behavior = "behavior_logprobs" in self.loss.needs
+        if self.ratio_to == "proximal" and not reads_behavior:
+            raise ValueError(f"ratio_to='proximal', but {self.loss.name} forms no ratio: leave it out")
+        if self.correction is None:
+            return self
+        if reads_behavior and self.ratio_to == "behavior":
+            raise ValueError(
+                f"correction on {self.loss.name} with ratio_to='behavior' would count the step from the sampling "
+                "policy twice: set ratio_to='proximal', or drop the correction"
+            )
+        if self.loss.couples_tokens and self.correction.splits_sequences:
+            raise ValueError(
+                f"{self.loss.name} reads whole sequences, but the correction drops single tokens, which would change "
+                "their ratios: use a level or criterion over the sequence"
+            )
+        if self.correction.max_negative_drift is not None and "scores" not in self.loss.needs:
+            raise ValueError(f"max_negative_drift looks at advantages, but {self.loss.name} reads none: drop it")
+        return self
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the term reads beside the log-probs being trained, its correction included."""
+        behavior = frozenset[Need]({"behavior_logprobs"})
+        needs = self.loss.needs if self.ratio_to == "behavior" else self.loss.needs - behavior
+        return needs | behavior if self.correction is not None else needs
 
 
 class LoRAConfig(Section):

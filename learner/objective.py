@@ -15,9 +15,13 @@ Two stages keep the result independent of packing, micro-batch size and number o
        behavior_logprobs     [N] nats, NaN where unknown          if "behavior_logprobs" in objective.needs
        entropy               [N] nats, with gradient              if "entropy" in objective.needs
        reference_logprobs    [N] nats                             if "reference_logprobs" in objective.needs
+       proximal_logprobs     [N] nats, policy at the start of the update, optional: a batch that is used for one
+                             update starts it at `logprobs`, so these are taken, without gradient, where it is missing
 
    The log-prob of token n is the model's output one position earlier. Columns may hold anything, also NaN, where
    `plan.trained` is False, so the head need not be computed there; the first token of a sequence is never trained.
+
+All tokens of a sequence belong to one call: losses and corrections may sum over them (`sequence_ids` of the plan).
 
 The caller adds up losses (and gradients) of its micro-batches and ranks as they are, without averaging; a framework
 that averages gradients over R ranks needs the loss times R. Metrics are joined by `join_metrics` and turned into
@@ -26,6 +30,7 @@ numbers a person reads by `Objective.report`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,10 +39,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from learner.advantages import ADVANTAGES
+from learner.advantages import ADVANTAGES, Float64Array, ScoredBatch
 from learner.config import Need, Term
+from learner.corrections import correction_weights
 from learner.losses.table import LOSSES
-from learner.ratios import effective_sample_fraction
+from learner.ratios import effective_sample_fraction, mismatch_metrics
 from rewards.trajectory import Float32Array, Group, Role, Trajectory
 
 BoolArray = npt.NDArray[np.bool_]
@@ -79,7 +85,10 @@ class BatchPlan:
     @property
     def columns(self) -> dict[str, tuple[Float32Array, ...]]:
         """Name to one [T] array per trajectory: what the caller packs beside the tokens for `Objective.loss`."""
-        columns: dict[str, tuple[Float32Array, ...]] = {}
+        columns: dict[str, tuple[Float32Array, ...]] = {
+            # float32 like every column: exact up to 2^24 trajectories
+            "sequence_ids": tuple(np.full(len(mask), i, dtype=np.float32) for i, mask in enumerate(self.trained))
+        }
         for term in self.terms:
             columns[f"{term.label}/token_scale"] = term.token_scale
             if term.advantages is not None:
@@ -100,6 +109,8 @@ class Objective:
             raise ValueError("an objective needs at least one term, got none")
         self._terms = tuple(terms)
         self._labels = _labels(self._terms)
+        for label, term in zip(self._labels, self._terms, strict=True):
+            _check_advantage_options(label, term)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -109,14 +120,14 @@ class Objective:
     @property
     def needs(self) -> frozenset[Need]:
         """Everything the terms read beside the log-probs being trained."""
-        return frozenset().union(*(term.loss.needs for term in self._terms))
+        return frozenset().union(*(term.needs for term in self._terms))
 
     def plan(self, groups: Sequence[Group]) -> BatchPlan:
         """Token selection, advantages and global denominators of every term.
 
         A term selects the sampled tokens of trajectories of its source. A loss that reads scores leaves out unscored
         trajectories, and its advantages compare a trajectory with the scored members of its group that have the same
-        source, so an expert's answer never moves the baseline of the policy's own.
+        source, so an expert's answer does not move the baseline of the policy's own, unless `compared_with` says so.
 
         Raises:
             ValueError: a selected token has no behaviour log-prob but the term needs one.
@@ -142,13 +153,15 @@ class Objective:
         metrics: dict[str, Tensor] = {}
         for label, term in zip(self._labels, self._terms, strict=True):
             weight = term.weight.at(step)
-            arguments = _arguments(label, columns, LOSSES[term.loss.name].columns)
+            own = _columns_of_term(label, term, columns)
+            correction_metrics = _correct(label, term, own)
+            arguments = _arguments(label, own, LOSSES[term.loss.name].columns)
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0.0):
                 output = LOSSES[term.loss.name].function(**arguments, **term.loss.parameters())
             if weight != 0.0:
                 total = total + weight * output.loss
             metrics[f"{label}/loss"] = output.loss.detach()
-            metrics |= {f"{label}/{name}": value for name, value in output.metrics.items()}
+            metrics |= {f"{label}/{name}": value for name, value in {**output.metrics, **correction_metrics}.items()}
         return total, metrics
 
     def report(self, plan: BatchPlan, metrics: Mapping[str, Tensor], step: int) -> dict[str, dict[str, float]]:
@@ -156,7 +169,9 @@ class Objective:
 
         Always: loss (before its weight), weight, num_tokens, num_sequences. By loss: clip_fraction, ratio_mean,
         mismatch_mean, mismatch_max (nats between log-probs and behaviour log-probs), chi2 and
-        effective_sample_fraction of the ratios, kl_mean, entropy_mean, token_weight_mean, nll_mean.
+        effective_sample_fraction of the ratios, kl_mean, entropy_mean, token_weight_mean, nll_mean. A correction
+        adds, behind "correction/", token_weight_mean, clip_fraction (tokens of weight 0) and the distances of proximal
+        and sampling policy: ratio_mean, mismatch_mean, mismatch_max, chi2, effective_sample_fraction.
         """
         report: dict[str, dict[str, float]] = {}
         for term, plan_of_term in zip(self._terms, plan.terms, strict=True):
@@ -202,16 +217,18 @@ def _labels(terms: Sequence[Term]) -> tuple[str, ...]:
 
 
 def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> TermPlan:
-    needs_scores = "scores" in term.loss.needs
-    masks = tuple(_mask(trajectory, term, needs_scores) for trajectory in trajectories)
-    if "behavior_logprobs" in term.loss.needs:
-        _refuse_unknown_behavior(label, trajectories, masks)
+    masks = tuple(_mask(trajectory, term) for trajectory in trajectories)
     advantages = None
-    if needs_scores:
-        per_trajectory = [a for group in groups for a in _group_advantages(group, term)]
+    if "scores" in term.loss.needs:
+        per_trajectory = _advantages(term, groups, trajectories)
+        masks = tuple(
+            mask if np.isfinite(a) else np.zeros_like(mask) for a, mask in zip(per_trajectory, masks, strict=True)
+        )
         advantages = tuple(
             np.where(mask, np.float32(a), np.float32(0.0)) for a, mask in zip(per_trajectory, masks, strict=True)
         )
+    if "behavior_logprobs" in term.needs:
+        _refuse_unknown_behavior(label, trajectories, masks)
     lengths = np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
     scales = _token_scales(lengths, term)
     return TermPlan(
@@ -226,10 +243,14 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
     )
 
 
-def _mask(trajectory: Trajectory, term: Term, needs_scores: bool) -> BoolArray:
+def _mask(trajectory: Trajectory, term: Term) -> BoolArray:
     """[T] the tokens a term trains; never the first of a sequence, which nothing predicts."""
-    if trajectory.source != term.source or (needs_scores and trajectory.score is None):
+    if trajectory.source != term.source or ("scores" in term.loss.needs and trajectory.score is None):
         return np.zeros(len(trajectory.token_ids), dtype=np.bool_)
+    return _trainable(trajectory)
+
+
+def _trainable(trajectory: Trajectory) -> BoolArray:
     mask = trajectory.roles == Role.SAMPLED
     mask[:1] = False
     return mask
@@ -245,14 +266,80 @@ def _token_scales(lengths: npt.NDArray[np.int64], term: Term) -> npt.NDArray[np.
     if term.aggregation == "sequence":
         return 1.0 / (np.maximum(lengths, 1) * num_sequences)
     assert term.aggregation_constant is not None  # Term's validator
+    if term.aggregation == "width":
+        return np.full(len(lengths), 1.0 / term.aggregation_constant)
     return np.full(len(lengths), 1.0 / (term.aggregation_constant * num_sequences))
 
 
-def _group_advantages(group: Group, term: Term) -> npt.NDArray[np.float64]:
-    """[G] in member order; 0 for unscored members and members of another source."""
-    compared = np.array([t.source == term.source and t.score is not None for t in group.trajectories])
-    scores = np.array([np.nan if t.score is None else t.score for t in group.trajectories], dtype=np.float64)
-    return ADVANTAGES[term.advantage](scores, compared)
+def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> Float64Array:
+    """[trajectories] NaN for those the advantage leaves out; of no meaning where the term's mask is empty."""
+    compared = np.array(
+        [t.score is not None and (term.compared_with == "group" or t.source == term.source) for t in trajectories],
+        dtype=np.bool_,
+    )
+    names = sorted({name for t in trajectories if t.verdict is not None for name in t.verdict.components})
+    batch = ScoredBatch(
+        scores=np.array([_number(t.score) for t in trajectories], dtype=np.float64),
+        compared=compared,
+        groups=np.repeat(np.arange(len(groups)), [len(group.trajectories) for group in groups]),
+        lengths=np.array([np.count_nonzero(_trainable(t)) for t in trajectories], dtype=np.int64),
+        components={
+            name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
+            for name in names
+        },
+    )
+    return ADVANTAGES[term.advantage](batch, **term.advantage_options)
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _check_advantage_options(label: str, term: Term) -> None:
+    parameters = inspect.signature(ADVANTAGES[term.advantage]).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(term.advantage_options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"term {label}: advantage {term.advantage!r} has no options {unknown}, so they would do nothing; "
+            f"it has {known or 'none'}"
+        )
+
+
+def _columns_of_term(label: str, term: Term, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The columns under the names a loss function gives them."""
+    own = {"proximal_logprobs": columns["logprobs"].detach(), **columns}
+    for name in ("token_scale", "advantages"):
+        if f"{label}/{name}" in columns:
+            own[name] = columns[f"{label}/{name}"]
+    if term.ratio_to == "proximal":
+        own["sampling_logprobs"] = own.get("behavior_logprobs", own["logprobs"])
+        own["behavior_logprobs"] = own["proximal_logprobs"]
+    return own
+
+
+def _correct(label: str, term: Term, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Multiplies the term's token_scale by its correction, in place; metrics of the weights."""
+    if term.correction is None:
+        return {}
+    behavior = own["sampling_logprobs"] if term.ratio_to == "proximal" else own["behavior_logprobs"]
+    mask = own["token_scale"] != 0
+    weights = correction_weights(
+        term.correction,
+        logprobs=own["logprobs"],
+        proximal_logprobs=own["proximal_logprobs"],
+        behavior_logprobs=behavior,
+        sequence_ids=own["sequence_ids"],
+        mask=mask,
+        advantages=own.get("advantages"),
+    )
+    own["token_scale"] = own["token_scale"] * weights
+    metrics = {
+        "token_weight_sum": weights.sum(),
+        "clip_count": (mask & (weights == 0)).sum().to(weights.dtype),
+        **mismatch_metrics(own["proximal_logprobs"], behavior, mask),
+    }
+    return {f"correction/{name}": value for name, value in metrics.items()}
 
 
 def _refuse_unknown_behavior(label: str, trajectories: Sequence[Trajectory], masks: Sequence[BoolArray]) -> None:
@@ -270,13 +357,12 @@ def _refuse_unknown_behavior(label: str, trajectories: Sequence[Trajectory], mas
         )
 
 
-def _arguments(label: str, columns: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """The columns a loss function takes; token_scale and advantages are the term's own."""
-    own = {"token_scale": f"{label}/token_scale", "advantages": f"{label}/advantages"}
-    missing = [key for name in names if (key := own.get(name, name)) not in columns]
+def _arguments(label: str, own: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The columns a loss function takes."""
+    missing = [name for name in names if name not in own]
     if missing:
-        raise ValueError(f"term {label} needs the columns {missing}, given are {sorted(columns)}")
-    return {name: columns[own.get(name, name)] for name in names}
+        raise ValueError(f"term {label} needs the columns {missing}, given are {sorted(own)}")
+    return {name: own[name] for name in names}
 
 
 def _readable(metrics: Mapping[str, float], num_tokens: int) -> dict[str, float]:
@@ -290,8 +376,9 @@ def _readable(metrics: Mapping[str, float], num_tokens: int) -> dict[str, float]
             readable[f"{name.removesuffix('_count')}_fraction"] = value / count
         else:
             readable[name] = value
-    if num_tokens and "squared_ratio_sum" in metrics:
-        total, squares = metrics["ratio_sum"], metrics["squared_ratio_sum"]
-        readable["effective_sample_fraction"] = effective_sample_fraction(total, squares, num_tokens)
-        readable["chi2"] = readable.pop("squared_ratio_mean") - 1.0
+    for part in ("", "correction/"):
+        if num_tokens and f"{part}squared_ratio_sum" in metrics:
+            total, squares = metrics[f"{part}ratio_sum"], metrics[f"{part}squared_ratio_sum"]
+            readable[f"{part}effective_sample_fraction"] = effective_sample_fraction(total, squares, num_tokens)
+            readable[f"{part}chi2"] = readable.pop(f"{part}squared_ratio_mean") - 1.0
     return readable

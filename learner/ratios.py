@@ -24,6 +24,37 @@ def log_ratio(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
     return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+def sequence_sums(values: Tensor, sequence_ids: Tensor, mask: Tensor) -> Tensor:
+    """[N] the sum over the masked tokens of the token's own sequence, on each of its tokens; 0 outside the mask.
+
+    Exact however tokens are packed, as long as a sequence is not split between two calls.
+
+    Args:
+        values: [N].
+        sequence_ids: [N] equal for tokens of one sequence; anything outside the mask.
+        mask: [N] bool.
+    """
+    ids, index = torch.unique(torch.where(mask, sequence_ids, -1), return_inverse=True)
+    totals = values.new_zeros(len(ids)).index_add(0, index, torch.where(mask, values, 0.0))
+    return torch.where(mask, totals[index], 0.0)
+
+
+def at_level(log_ratio: Tensor, sequence_ids: Tensor, mask: Tensor, level: str) -> Tensor:
+    """[N] a token's log-ratio as it is (token), the mean (geometric) or the sum (product) over its sequence.
+
+    Raises:
+        ValueError: unknown level.
+    """
+    if level == "token":
+        return log_ratio
+    total = sequence_sums(log_ratio, sequence_ids, mask)
+    if level == "product":
+        return total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if level == "geometric":
+        return total / sequence_sums(mask.to(total.dtype), sequence_ids, mask).clamp(min=1.0)
+    raise ValueError(f"level={level!r} is not one of token, geometric, product")
+
+
 def require_known(name: str, logprobs: Tensor, mask: Tensor) -> None:
     """Refuses log-probs that are unknown (NaN) or infinite where the mask is set.
 

@@ -1,10 +1,11 @@
-"""What every loss function returns."""
+"""What every loss function returns, and how it reads a constant column."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +23,8 @@ class LossOutput:
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def selected(column: Tensor, mask: Tensor) -> Tensor:
+    """[N] a constant input where the mask is set, 0 elsewhere, without gradient."""
+    return torch.where(mask, column, 0.0).detach()

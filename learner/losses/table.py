@@ -6,10 +6,26 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from learner.losses.expert import mixture_ratio, shaped_likelihood, shaped_ratio
 from learner.losses.imitation import negative_log_likelihood
 from learner.losses.output import LossOutput
-from learner.losses.regularizers import entropy_bonus, importance_weighted_kl, kl_to_reference
-from learner.losses.surrogate import clipped_surrogate
+from learner.losses.regularizers import (
+    entropy_bonus,
+    importance_weighted_kl,
+    kl_to_reference,
+    ratio_variance,
+    rehearsal_divergence,
+    squared_log_ratio,
+)
+from learner.losses.score import divergence_masked_policy_gradient, policy_gradient, weighted_policy_gradient
+from learner.losses.sequence import geometric_mean_surrogate, sequence_surrogate
+from learner.losses.surrogate import (
+    clipped_surrogate,
+    inverse_ratio_surrogate,
+    ratio_surrogate,
+    recentred_surrogate,
+    soft_gate_surrogate,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +45,24 @@ LOSSES: Mapping[str, LossEntry] = {
     function.__name__: _entry(function)
     for function in (
         clipped_surrogate,
+        ratio_surrogate,
+        recentred_surrogate,
+        soft_gate_surrogate,
+        inverse_ratio_surrogate,
+        sequence_surrogate,
+        geometric_mean_surrogate,
+        policy_gradient,
+        weighted_policy_gradient,
+        divergence_masked_policy_gradient,
         negative_log_likelihood,
+        shaped_likelihood,
+        shaped_ratio,
+        mixture_ratio,
         kl_to_reference,
         importance_weighted_kl,
+        squared_log_ratio,
+        ratio_variance,
+        rehearsal_divergence,
         entropy_bonus,
     )
 }

@@ -1,16 +1,29 @@
 from __future__ import annotations
 
 import statistics
+from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.advantages import ADVANTAGES, centered, group_relative, leave_one_out, score
-from learner.config import Term
+from learner.advantages import (
+    ADVANTAGES,
+    GROUP_OPERATIONS,
+    ScoredBatch,
+    best_over_second,
+    centered,
+    group_relative,
+    leave_one_out,
+    over_mean,
+    score,
+    without_outliers,
+)
+from learner.config import AdvantageName
 
-WITH_BASELINE = [group_relative, centered, leave_one_out]
+WITH_BASELINE = [group_relative, centered, leave_one_out, best_over_second]
+IN_ONE_GROUP = {**GROUP_OPERATIONS, "best_over_second": best_over_second}
 
 
 def advantages(function, scores, compared=None):
@@ -40,6 +53,7 @@ def test_one_success_in_four_group_relative():
 scores_of_a_group = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=2, max_size=9)
 
 
+@settings(deadline=None)
 @given(scores_of_a_group)
 def test_agree_with_the_definitions(scores):
     if len(set(scores)) == 1:
@@ -55,7 +69,8 @@ def test_agree_with_the_definitions(scores):
     )
 
 
-@pytest.mark.parametrize("function", ADVANTAGES.values(), ids=ADVANTAGES.keys())
+@pytest.mark.parametrize("function", IN_ONE_GROUP.values(), ids=IN_ONE_GROUP.keys())
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-10, 10), st.booleans()), min_size=1, max_size=8))
 def test_members_not_compared_change_nothing_and_get_zero(function, members):
     scores = [s if is_compared else float("nan") for s, is_compared in members]
@@ -82,7 +97,7 @@ def test_score_has_no_baseline():
 
 
 def test_nobody_compared():
-    for function in ADVANTAGES.values():
+    for function in (*IN_ONE_GROUP.values(), over_mean):
         assert advantages(function, [np.nan, 1.0], [False, False]).tolist() == [0.0, 0.0]
 
 
@@ -93,5 +108,114 @@ def test_wrong_input_is_refused():
         centered(np.zeros(3), np.ones(2, dtype=bool))
 
 
+# --------------------------------------------------------------------------------------- named, over a whole batch
+
+
+def batch_of(*groups, lengths=None, components=None):
+    """Groups of scores; None stands for a member that is not compared."""
+    scores = [np.nan if s is None else float(s) for group in groups for s in group]
+    return ScoredBatch(
+        scores=np.array(scores),
+        compared=np.array([s is not None for group in groups for s in group]),
+        groups=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+        lengths=np.array(lengths or [1] * len(scores)),
+        components={name: np.array(values, dtype=float) for name, values in (components or {}).items()},
+    )
+
+
+NAN = float("nan")
+NAMED = [
+    ("group_relative", {}, batch_of([1, 0, 0, 1]), [0.866024, -0.866024, -0.866024, 0.866024]),
+    ("length_weighted", {}, batch_of([0.9, 0.5, 0.1], lengths=[10, 20, 30]), [0.533333, 0.133333, -0.266667]),
+    ("nonzero_scaled", {}, batch_of([1, 0, 0, 1]), [1, -1, -1, 1]),
+    ("best_over_second", {}, batch_of([0.9, 0.5, 0.1]), [0.4, 0, 0]),
+    ("max_likelihood", {}, batch_of([1, 0, 0, 1]), [0.999998, -0.999998, -0.999998, 0.999998]),
+    ("max_likelihood", {}, batch_of([0, 0], [1, 1]), [0, 0, 0, 0]),
+    (
+        "batch_relative",
+        {},
+        batch_of([1, 0, 0, 0], [1, 1, 1, 0]),
+        [1.403119, -0.467706, -0.467706, -0.467706, 0.467706, 0.467706, 0.467706, -1.403119],
+    ),
+    ("whitened", {}, batch_of([1, 0], lengths=[3, 2]), [0.730297, -1.095445]),
+    ("centered_whitened", {}, batch_of([1, 0], lengths=[3, 2]), [0.730297, -1.095445]),
+    ("shifted", {}, batch_of([1, 0]), [0.6, -0.4]),
+    ("shifted", {"shift": 0.5}, batch_of([1, 0], [2]), [0, -1, -0.5]),
+    ("log_mean_exp", {}, batch_of([1, 0]), [0.379885, -0.620115]),
+    ("log_mean_exp", {}, batch_of([1e4, 0]), [0.693147, -9999.306853]),
+    ("positives_only", {}, batch_of([1, 0], [0.5]), [1, NAN, NAN]),
+    ("negatives_only", {"correct_from": 0.5}, batch_of([1, 0], [0.5]), [NAN, -1, NAN]),
+    ("sign_weighted", {}, batch_of([1, 0]), [0.1, -1]),
+    (
+        "component_relative",
+        {},
+        batch_of([1, 0], lengths=[3, 2], components={"a": [1, 0], "b": [10, 0]}),
+        [0.730297, -1.095445],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "batch", "expected"), NAMED)
+def test_worked_numbers_of_named_advantages(name, options, batch, expected):
+    np.testing.assert_allclose(ADVANTAGES[name](batch, **options), expected, atol=6e-7)
+
+
+def test_outliers_get_zero():
+    np.testing.assert_array_equal(without_outliers(np.array([1.2, -3.4, 2.9, 0.1])), [1.2, 0.0, 2.9, 0.1])
+    lone = batch_of([1, *[0] * 30])
+    assert ADVANTAGES["outliers_removed"](lone)[0] == 0.0
+    assert ADVANTAGES["outliers_removed"](lone, bound=9.0)[0] > 3.0
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000))
+def test_named_advantages_agree_with_the_definitions(seed):
+    rng = np.random.default_rng(seed)
+    groups = [rng.integers(0, 3, size=rng.integers(2, 6)).tolist() for _ in range(3)]
+    flat = [s for group in groups for s in group]
+    lengths = rng.integers(1, 9, size=len(flat)).tolist()
+    batch = batch_of(*groups, lengths=lengths)
+    means = [statistics.fmean(group) for group in groups for _ in group]
+    centred = [s - m for s, m in zip(flat, means, strict=True)]
+    expected = {
+        "shifted": [c + 0.1 for c in centred],
+        "batch_relative": [c / (statistics.stdev(flat) + 1e-6) for c in centred],
+        "nonzero_scaled": [c * len(flat) / max(1, sum(s != 0 for s in flat)) for c in centred],
+        "max_likelihood": [c / (m + 1e-6) for c, m in zip(centred, means, strict=True)],
+    }
+    for name, values in {"whitened": [float(s) for s in flat], "centered_whitened": centred}.items():
+        tokens = [v for v, n in zip(values, lengths, strict=True) for _ in range(n)]
+        mean, variance = statistics.fmean(tokens), statistics.variance(tokens)
+        expected[name] = [(v - mean) / (variance + 1e-8) ** 0.5 for v in values]
+    weighted, start = [], 0
+    for group in groups:
+        n = lengths[start : start + len(group)]
+        base = sum(a * b for a, b in zip(n, group, strict=True)) / sum(n)
+        weighted += [s - base for s in group]
+        start += len(group)
+    expected["length_weighted"] = weighted
+    for name, values in expected.items():
+        np.testing.assert_allclose(ADVANTAGES[name](batch), values, atol=1e-10, rtol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"component_relative"}))
+def test_members_not_compared_move_nothing_in_a_batch(name):
+    alone = batch_of([1, 0, 0], [1, 1, 0], lengths=[2, 3, 1, 4, 2, 2])
+    among = batch_of([1, None, 0, 0], [1, 1, 0, None], lengths=[2, 9, 3, 1, 4, 2, 2, 9])
+    result = ADVANTAGES[name](among)
+    np.testing.assert_array_equal(result[among.compared], ADVANTAGES[name](alone))
+
+
+def test_what_named_advantages_refuse():
+    with pytest.raises(ValueError, match="needs verdicts with named components"):
+        ADVANTAGES["component_relative"](batch_of([1, 0]))
+    with pytest.raises(ValueError, match="must be finite"):
+        ADVANTAGES["component_relative"](batch_of([1, 0], components={"a": [1, NAN]}))
+    with pytest.raises(ValueError, match="negative scores make meaningless"):
+        ADVANTAGES["max_likelihood"](batch_of([1, -1]))
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        ADVANTAGES["log_mean_exp"](batch_of([1, 0]), temperature=0.0)
+
+
 def test_table_matches_the_config():
-    assert set(ADVANTAGES) == set(Term.model_fields["advantage"].annotation.__args__)
+    assert set(ADVANTAGES) == set(get_args(AdvantageName))

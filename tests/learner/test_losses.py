@@ -209,6 +209,10 @@ def test_agrees_with_the_formula_token_by_token(name, seed):
 # --------------------------------------------------------------------------------------- properties all losses share
 
 
+def columns_read(name):
+    return set(LOSSES[name].columns)
+
+
 def _evaluate(name, columns):
     """Loss, gradient of every input, metrics; every column asks for a gradient, to see who passes one on."""
     entry = LOSSES[name]
@@ -223,6 +227,10 @@ def _columns_of(seed, n=24):
     names = {"pi": "logprobs", "mu": "behavior_logprobs", "ref": "reference_logprobs", "a": "advantages"}
     columns = {names.get(key, "token_scale"): F.flat(*values) for key, values in c.items()}
     columns["entropy"] = -columns["logprobs"]
+    columns["proximal_logprobs"] = columns["behavior_logprobs"].roll(1)
+    columns["sequence_ids"] = torch.arange(n, dtype=torch.float64).div(4, rounding_mode="floor")
+    # an objective scales all tokens of a sequence alike, and their advantage has one sign
+    columns["advantages"] = columns["advantages"].abs() * torch.where(columns["sequence_ids"] % 2 == 0, 1.0, -1.0)
     return columns
 
 
@@ -252,7 +260,12 @@ def test_token_weights_pass_no_gradient(kind, weight):
 def test_parts_add_up_whatever_the_order_split_and_padding(name, seed, cut, padding):
     columns = _columns_of(seed)
     whole, leaves = _evaluate(name, columns)
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if "sequence_ids" in columns_read(name):  # tokens of one sequence stay together
+        order = (torch.randperm(6, generator=generator)[:, None] * 4 + torch.arange(4)).flatten()
+        cut -= cut % 4
+    else:
+        order = torch.randperm(24, generator=generator)
     junk = torch.full((padding,), math.nan, dtype=torch.float64)
     unselected = torch.zeros(padding, dtype=torch.float64)
     parts = []
@@ -326,6 +339,8 @@ MODELS: dict[str, type[LossParams]] = {
     model.model_fields["name"].default: model for model in get_args(get_args(Loss)[0])
 }
 COLUMN_OF_NEED = {"scores": "advantages"}
+ALWAYS_THERE = {"logprobs", "token_scale", "proximal_logprobs", "sequence_ids"}
+"""Columns nobody declares: every objective has them."""
 
 
 def test_every_model_has_its_function_and_back():
@@ -343,4 +358,4 @@ def test_settings_have_the_same_names_and_defaults(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_needs_are_the_columns_the_function_takes(name):
     needed = {COLUMN_OF_NEED.get(need, need) for need in MODELS[name].needs}
-    assert needed | {"logprobs", "token_scale"} == set(LOSSES[name].columns) | {"logprobs"}
+    assert needed == columns_read(name) - ALWAYS_THERE

@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 
 from learner.config import (
     ClippedSurrogate,
+    Correction,
     EntropyBonus,
+    GeometricMeanSurrogate,
     ImportanceWeightedKL,
     KLToReference,
     NegativeLogLikelihood,
+    PolicyGradient,
+    RatioSurrogate,
+    Rejection,
     Schedule,
+    SequenceSurrogate,
+    ShapedLikelihood,
+    SquaredLogRatio,
     Term,
 )
 from learner.objective import BatchPlan, Objective, join_metrics
@@ -263,6 +271,72 @@ def test_repeated_terms_keep_their_metrics_apart():
     assert second["token_weight_mean"] == pytest.approx(math.exp(-1) * (1 - math.exp(-1)))
 
 
+# -------------------------------------------------------------------------------------- compositions of whole methods
+
+
+def test_left_out_answers_leave_the_denominators():
+    """NSR: wrong answers alone, as if the right ones had been filtered out before the update."""
+    groups = [make_group(scores=(1.0, 0.0, 0.0), answers=[(4, 5, 6), (4, 5), (4,)])]
+    plan = Objective([Term(loss=ClippedSurrogate(), advantage="negatives_only")]).plan(groups).terms[0]
+    assert [m.sum() for m in plan.mask] == [0, 2, 1]
+    assert (plan.num_tokens, plan.num_sequences) == (3, 2)
+    assert plan.advantages is not None
+    assert [a[3:].tolist() for a in plan.advantages] == [[0, 0, 0], [-1, -1], [-1]]
+
+
+def test_an_expert_may_move_the_baseline_of_the_group():
+    """LUFFY: the expert's success is compared with the policy's own failures, in both of its terms."""
+    own = make_group(scores=(0.0, 0.0, 0.0))
+    expert = make_trajectory(group_id="g0", index=3, source=Source.EXPERT, score=1.0)
+    mixed = Group(group_id="g0", prompt_id="p", source=Source.LIVE, trajectories=(*own.trajectories, expert))
+    terms = [
+        Term(loss=RatioSurrogate(), advantage="centered", compared_with="group"),
+        Term(loss=ShapedLikelihood(), source="expert", advantage="centered", compared_with="group"),
+    ]
+    live, taught = Objective(terms).plan([mixed]).terms
+    assert live.advantages is not None
+    assert taught.advantages is not None
+    assert [a[-1] for a in live.advantages] == [-0.25] * 3 + [0]
+    assert [a[-1] for a in taught.advantages] == [0] * 3 + [0.75]
+
+
+def test_luffy_sums_tokens_over_the_width():
+    groups = two_sources(Source.EXPERT, Source.LIVE)
+    width = {"aggregation": "width", "aggregation_constant": 3.0, "advantage": "score"}
+    objective = Objective(
+        [Term(loss=ShapedLikelihood(), source="expert", **width), Term(loss=RatioSurrogate(), **width)]
+    )
+    columns = pack(objective.plan(groups), groups, logprobs=F.PI, behavior_logprobs=[*[math.nan] * 3, *F.PROX[3:]])
+    loss = objective.loss(columns, 0)[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.033629, abs=6e-7)
+    expected = F.flat(-0.037655, -0.062376, -0.071233, 0.286903, 0.449953)
+    torch.testing.assert_close(sampled_gradient(columns, groups), expected, atol=8e-7, rtol=0)
+
+
+def test_kimi_is_a_score_and_a_square_per_sequence():
+    groups = [make_group(scores=(0.5, -0.5), answers=[(7, 8, 9), (7, 8)])]
+    sums = {"aggregation": "constant", "aggregation_constant": 1.0}
+    objective = Objective(
+        [
+            Term(loss=PolicyGradient(), advantage="score", **sums),
+            Term(loss=SquaredLogRatio(level="product"), weight=0.1, **sums),
+        ]
+    )
+    columns = pack(objective.plan(groups), groups, logprobs=F.PI, behavior_logprobs=F.PROX)
+    loss = objective.loss(columns, 0)[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(0.376563, abs=6e-7)
+    torch.testing.assert_close(
+        sampled_gradient(columns, groups), F.flat(-0.24, -0.24, -0.24, 0.2575, 0.2575), atol=6e-7, rtol=0
+    )
+
+
+def test_unknown_options_of_an_advantage_are_refused():
+    with pytest.raises(ValueError, match=r"'shifted' has no options \['temperature'\].* it has \['shift'\]"):
+        Objective([Term(loss=PolicyGradient(), advantage="shifted", advantage_options={"temperature": 1.0})])
+
+
 # ------------------------------------------------------------------------------------------------- parts of a batch
 
 
@@ -283,6 +357,12 @@ def chord_batch(seed: int):
             Term(loss=ClippedSurrogate(), aggregation="sequence", weight=CHORD_MU.complement()),
             Term(loss=NegativeLogLikelihood(token_weight="phi"), source="expert", weight=CHORD_MU),
             Term(loss=EntropyBonus(), aggregation="constant", aggregation_constant=64.0, weight=0.01),
+            Term(loss=SequenceSurrogate(clip_high=0.5), aggregation="sequence", advantage="whitened"),
+            Term(
+                loss=GeometricMeanSurrogate(),
+                ratio_to="proximal",
+                correction=Correction(level="product", reject=(Rejection(statistic="k3", over="mean", high=1.0),)),
+            ),
         ]
     )
     plan = objective.plan(groups)
@@ -292,6 +372,7 @@ def chord_batch(seed: int):
         groups,
         logprobs=rng.uniform(-3, -0.1, num_sampled),
         behavior_logprobs=rng.uniform(-3, -0.1, num_sampled),
+        proximal_logprobs=rng.uniform(-3, -0.1, num_sampled),
         entropy=rng.uniform(0, 3, num_sampled),
     )
     lengths = [len(t.token_ids) for g in groups for t in g.trajectories]
@@ -344,7 +425,7 @@ def test_tokens_no_term_uses_may_hold_anything():
     clean = objective.loss(columns, 0)[0].item()
     for junk in (math.nan, math.inf, -math.inf):
         spoiled = {
-            name: torch.where(trained, column.detach(), junk) if "/" not in name else column
+            name: column if "/" in name or name == "sequence_ids" else torch.where(trained, column.detach(), junk)
             for name, column in columns.items()
         }
         spoiled["logprobs"].requires_grad_()

@@ -93,3 +93,32 @@ def test_effective_sample_fraction():
     assert ratios.effective_sample_fraction(3.0, 9.0, 4) == 0.25
     with pytest.raises(ValueError, match="count=0"):
         ratios.effective_sample_fraction(0.0, 0.0, 0)
+
+
+IDS = flat(0, 0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("geometric", [1.068939] * 3 + [1.077884] * 2),
+        ("product", [1.221403] * 3 + [1.161834] * 2),
+        ("token", [1.221403, 0.740818, 1.349859, 0.860708, 1.349859]),
+    ],
+)
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]])
+def test_levels_of_the_fixture_in_any_order(level, expected, order):
+    log_ratio = ratios.log_ratio(PI, PROX, ALL)[order]
+    result = ratios.at_level(log_ratio, IDS[order], ALL, level).exp()
+    torch.testing.assert_close(result, flat(*expected)[order], atol=5e-7, rtol=0)
+
+
+def test_sequence_sums_read_and_write_the_mask_only():
+    mask = torch.tensor([True, True, False, False, True])
+    values = flat(1.0, 2.0, math.nan, math.nan, 8.0).requires_grad_()
+    sums = ratios.sequence_sums(values, flat(3, 3, math.nan, 7, 7), mask)
+    assert sums.tolist() == [3.0, 3.0, 0.0, 0.0, 8.0]
+    (gradient,) = torch.autograd.grad(sums.sum(), values)
+    assert gradient.tolist() == [2.0, 2.0, 0.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="level='word'"):
+        ratios.at_level(values, IDS, mask, "word")

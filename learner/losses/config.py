@@ -1,0 +1,260 @@
+"""Parameters of the loss functions and what each one needs; `learner.config` hands them on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.config import Section
+
+Need = Literal["behavior_logprobs", "reference_logprobs", "proximal_logprobs", "entropy", "values", "scores"]
+"""What a loss reads beside the log-probs being trained; a run that cannot supply it refuses to start. Nobody declares
+`proximal_logprobs` of a term: the objective makes them (see `learner/objective.py`)."""
+
+Level = Literal["token", "geometric", "product"]
+"""The ratio of a token, or the geometric mean or the product of those of its sequence."""
+
+
+class LossParams(Section):
+    """Base of the parameter models; `name` picks the torch function of the same name in `learner/losses/`."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments of the torch function."""
+        return self.model_dump(exclude={"name"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        """A token's loss depends on other tokens of its sequence."""
+        return getattr(self, "level", "token") != "token"
+
+
+class ClippedSurrogate(LossParams):
+    """Policy-gradient surrogate with separate ratio bounds (PPO; DAPO's clip-higher)."""
+
+    name: Literal["clipped_surrogate"] = "clipped_surrogate"
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Ratios below 1 - clip_low earn nothing more by falling."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """Ratios above 1 + clip_high earn nothing more by growing."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bounds the loss of negative-advantage tokens whose ratio explodes; None is plain PPO."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class RatioSurrogate(LossParams):
+    """Importance ratio times advantage, without any bound."""
+
+    name: Literal["ratio_surrogate"] = "ratio_surrogate"
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class RecentredSurrogate(LossParams):
+    """Clip on the ratio to an old policy, with bounds around the policy the update starts from (ReMix)."""
+
+    name: Literal["recentred_surrogate"] = "recentred_surrogate"
+    clip: float = Field(default=0.2, gt=0)
+    """Half the width between the bounds."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class SoftGateSurrogate(LossParams):
+    """A sigmoid of the ratio in place of the clip (SAPO)."""
+
+    name: Literal["soft_gate_surrogate"] = "soft_gate_surrogate"
+    temperature_positive: float = Field(default=1.0, gt=0)
+    """Steepness where the advantage is positive."""
+    temperature_negative: float = Field(default=1.05, gt=0)
+    """Steepness elsewhere."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class InverseRatioSurrogate(LossParams):
+    """Tokens of positive advantage weigh the inverse of their ratio (ASPO)."""
+
+    name: Literal["inverse_ratio_surrogate"] = "inverse_ratio_surrogate"
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Tokens of negative advantage are left out below 1 - clip_low."""
+    clip_high: float = Field(default=0.28, gt=0)
+    """Tokens of positive advantage are left out above 1 + clip_high."""
+    max_weight: float = Field(default=3.0, gt=1)
+    """Cap of the inverse ratio; the gradient stays."""
+    dual_clip: float = Field(default=3.0, gt=1)
+    """Bounds the loss of negative-advantage tokens whose ratio explodes."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class SequenceSurrogate(LossParams):
+    """Clipped surrogate on the ratio of the whole sequence (GSPO)."""
+
+    name: Literal["sequence_surrogate"] = "sequence_surrogate"
+    clip_low: float = Field(default=3e-4, gt=0, lt=1)
+    """Ratios below 1 - clip_low earn nothing more by falling."""
+    clip_high: float = Field(default=4e-4, gt=0)
+    """Ratios above 1 + clip_high earn nothing more by growing."""
+    level: Literal["geometric", "product"] = "geometric"
+    """Geometric mean, close to 1, or product of the tokens' ratios, unbiased and wild."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class GeometricMeanSurrogate(LossParams):
+    """Geometric mean of the sequence's ratios, each clipped before (GMPO)."""
+
+    name: Literal["geometric_mean_surrogate"] = "geometric_mean_surrogate"
+    clip_low: float = Field(default=0.4, gt=0)
+    """Nats a log-ratio may lie below 0."""
+    clip_high: float = Field(default=0.4, gt=0)
+    """Nats a log-ratio may lie above 0."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        return True
+
+
+class PolicyGradient(LossParams):
+    """Advantage times log-prob, no ratio (REINFORCE)."""
+
+    name: Literal["policy_gradient"] = "policy_gradient"
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+
+
+class WeightedPolicyGradient(LossParams):
+    """REINFORCE under a bounded importance ratio without gradient (CISPO, TOPR, truncated importance sampling)."""
+
+    name: Literal["weighted_policy_gradient"] = "weighted_policy_gradient"
+    ratio_min: float = Field(default=0.0, ge=0)
+    """Smallest weight."""
+    ratio_max: float = Field(default=2.0, gt=0)
+    """Largest weight."""
+    level: Level = "token"
+    """Whose ratio."""
+    positive_unweighted: bool = False
+    """Weight 1 where the advantage is positive (TOPR)."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class DivergenceMaskedPolicyGradient(LossParams):
+    """REINFORCE without the tokens whose probability has moved far (DPPO)."""
+
+    name: Literal["divergence_masked_policy_gradient"] = "divergence_masked_policy_gradient"
+    max_rise: float = Field(default=0.2, gt=0, le=1)
+    """Probability a token of positive advantage may have gained."""
+    max_fall: float = Field(default=0.2, gt=0, le=1)
+    """Probability another token may have lost."""
+    ratio_max: float = Field(default=20.0, gt=0)
+    """Largest weight."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class ShapedLikelihood(LossParams):
+    """Advantage on expert answers whose probabilities are unknown (LUFFY)."""
+
+    name: Literal["shaped_likelihood"] = "shaped_likelihood"
+    shaping: float = Field(default=0.1, gt=0)
+    """c of P / (P + c): the smaller, the more an unlikely token counts."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+
+
+class ShapedRatio(LossParams):
+    """Advantage on replayed answers with recorded log-probs (ExGRPO)."""
+
+    name: Literal["shaped_ratio"] = "shaped_ratio"
+    shaping: float = Field(default=0.1, gt=0)
+    """c of r / (r + c)."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class MixtureRatio(LossParams):
+    """Advantage on expert answers under the ratio to a mixture (RL-PLUS)."""
+
+    name: Literal["mixture_ratio"] = "mixture_ratio"
+    exploration: float = Field(default=0.5, ge=0)
+    """Power of 1 - P by which unlikely tokens count more."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+
+
+class NegativeLogLikelihood(LossParams):
+    """Imitation of the tokens as they are, optionally weighted per token by the current probability (CHORD)."""
+
+    name: Literal["negative_log_likelihood"] = "negative_log_likelihood"
+    token_weight: Literal["none", "phi", "probability"] = "none"
+    """none: 1; phi: p(1-p); probability: p, each without gradient."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+
+class KLToReference(LossParams):
+    """KL estimate to a frozen reference as a penalty in the loss; for fresh samples of the policy itself."""
+
+    name: Literal["kl_to_reference"] = "kl_to_reference"
+    estimator: Literal["k1", "k2", "k3", "k3+"] = "k3"
+    """k1: d, k2: d^2/2, k3: exp(-d)+d-1 with d the log-ratio; k3+: the value of k3 with the gradient of k2."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs"})
+
+
+class ImportanceWeightedKL(LossParams):
+    """KL penalty weighted by the importance ratio, for samples of an older policy."""
+
+    name: Literal["importance_weighted_kl"] = "importance_weighted_kl"
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "reference_logprobs"})
+
+
+class SquaredLogRatio(LossParams):
+    """Half the squared log-ratio to the sampling policy (DRO per token, Kimi k1.5 per sequence)."""
+
+    name: Literal["squared_log_ratio"] = "squared_log_ratio"
+    level: Literal["token", "product"] = "token"
+    """Square of each token's log-ratio, or of the sequence's sum."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs"})
+
+
+class RatioVariance(LossParams):
+    """Second moment of the ratio around 1 (R2VPO)."""
+
+    name: Literal["ratio_variance"] = "ratio_variance"
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs"})
+
+
+class RehearsalDivergence(LossParams):
+    """Divergence to a frozen policy on its own stored samples (DPH-RL)."""
+
+    name: Literal["rehearsal_divergence"] = "rehearsal_divergence"
+    generator: Literal["forward", "js", "alpha"] = "forward"
+    """Forward KL, Jensen-Shannon, or the alpha family."""
+    alpha: float = Field(default=0.2, gt=0, lt=1)
+    """Of generator "alpha" only."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs"})
+
+
+class EntropyBonus(LossParams):
+    """Negative entropy of the policy: a positive weight keeps the policy exploring."""
+
+    name: Literal["entropy_bonus"] = "entropy_bonus"
+    needs: ClassVar[frozenset[Need]] = frozenset({"entropy"})
+
+
+Loss = Annotated[
+    ClippedSurrogate
+    | RatioSurrogate
+    | RecentredSurrogate
+    | SoftGateSurrogate
+    | InverseRatioSurrogate
+    | SequenceSurrogate
+    | GeometricMeanSurrogate
+    | PolicyGradient
+    | WeightedPolicyGradient
+    | DivergenceMaskedPolicyGradient
+    | NegativeLogLikelihood
+    | ShapedLikelihood
+    | ShapedRatio
+    | MixtureRatio
+    | KLToReference
+    | ImportanceWeightedKL
+    | SquaredLogRatio
+    | RatioVariance
+    | RehearsalDivergence
+    | EntropyBonus,
+    Field(discriminator="name"),
+]
