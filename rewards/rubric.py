@@ -23,6 +23,7 @@ VERIFIERS: dict[str, str] = {
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",
     "format_tags": "rewards.verifiers.format_tags:format_tags",
+    "math": "rewards.verifiers.math_answer:math_answer",
     "reasoning_gym": "rewards.verifiers.reasoning_gym:reasoning_gym",
     "regex_match": "rewards.verifiers.regex_match:regex_match",
     "soft_overlong": "rewards.verifiers.length:soft_overlong",
