@@ -21,6 +21,7 @@ Verifier = Callable[..., Verdict | float | bool]
 
 VERIFIERS: dict[str, str] = {
     "box_iou": "rewards.verifiers.structured:box_iou",
+    "code": "rewards.verifiers.code:code",
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",
     "format_tags": "rewards.verifiers.format_tags:format_tags",

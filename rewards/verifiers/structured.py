@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from rewards.task import Task
 from rewards.verdict import Status, Verdict
@@ -299,7 +299,7 @@ def _are_finite(value: Any, count: int) -> bool:
     return all(type(x) in (int, float) and abs(x) < 1e9 and math.isfinite(x) for x in value)
 
 
-def _is_list_of(value: Any, is_item: Any) -> bool:
+def _is_list_of(value: Any, is_item: Callable[[Any], bool]) -> TypeGuard[list[Any]]:
     return isinstance(value, list | tuple) and len(value) <= MAX_ITEMS and all(is_item(item) for item in value)
 
 
