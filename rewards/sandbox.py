@@ -177,7 +177,7 @@ def _kill_bubblewrap(process: subprocess.Popen[Any]) -> None:
     process.kill()
 
 
-def _pipes() -> dict[str, int]:
+def _pipes() -> dict[str, Any]:
     return {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 
