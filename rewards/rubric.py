@@ -20,12 +20,21 @@ Verifier = Callable[..., Verdict | float | bool]
 """`(answer, task, **options)`; a pure function of its arguments."""
 
 VERIFIERS: dict[str, str] = {
+    "box_iou": "rewards.verifiers.structured:box_iou",
+    "code": "rewards.verifiers.code:code",
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",
     "format_tags": "rewards.verifiers.format_tags:format_tags",
+    "json_schema": "rewards.verifiers.structured:json_schema",
+    "math": "rewards.verifiers.math_answer:math_answer",
+    "ordering": "rewards.verifiers.structured:ordering",
+    "point_in_box": "rewards.verifiers.structured:point_in_box",
     "reasoning_gym": "rewards.verifiers.reasoning_gym:reasoning_gym",
     "regex_match": "rewards.verifiers.regex_match:regex_match",
+    "repetition": "rewards.verifiers.repetition:repetition",
     "soft_overlong": "rewards.verifiers.length:soft_overlong",
+    "target_length": "rewards.verifiers.length:target_length",
+    "tool_calls": "rewards.verifiers.structured:tool_calls",
 }
 """Built-in verifiers, by the name a config uses. Imported on first use: some need libraries that load slowly."""
 

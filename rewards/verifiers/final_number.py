@@ -49,7 +49,7 @@ def final_number(answer: str, task: Task, *, strict: bool = False) -> Verdict:
         return Verdict.unscored(
             Status.INVALID_GOLD, extras={"error": f"reference {task.reference!r} is not one number"}
         )
-    match = _marked_number(answer) if strict else _last_number(answer)
+    match = _marked_number(answer) if strict else last_number(answer)
     if match is None:
         return Verdict.floor(Status.NO_ANSWER)
     if strict and ANOTHER_VALUE.match(answer, match.end()):
@@ -73,7 +73,8 @@ def reference_number(task: Task) -> Fraction | None:
         return None
 
 
-def _last_number(answer: str) -> re.Match[str] | None:
+def last_number(answer: str) -> re.Match[str] | None:
+    """The last number of a text, whatever stands around it."""
     last = None
     for last in NUMBER.finditer(answer):  # noqa: B007 - only the final match is wanted
         pass

@@ -23,11 +23,29 @@ def soft_overlong(answer: str, task: Task, *, max_tokens: int, buffer_tokens: in
     """
     if not 1 <= buffer_tokens <= max_tokens:
         raise ValueError(f"soft_overlong: buffer_tokens={buffer_tokens} must lie in [1, max_tokens={max_tokens}]")
+    num_tokens = _num_tokens(task, "soft_overlong")
+    overlong = num_tokens - (max_tokens - buffer_tokens)
+    return Verdict.scored(-min(max(overlong / buffer_tokens, 0.0), 1.0), extras={"num_tokens": num_tokens})
+
+
+def target_length(answer: str, task: Task, *, target_tokens: int, max_tokens: int) -> Verdict:
+    """1 - |L - target| / max, never below 0: highest at the target.
+
+    Raises:
+        ValueError: the target is not in [0, max_tokens], or the sample's token count is not known.
+    """
+    if not 0 <= target_tokens <= max_tokens or max_tokens < 1:
+        raise ValueError(f"target_length: target_tokens={target_tokens} must lie in [0, max_tokens={max_tokens}]")
+    num_tokens = _num_tokens(task, "target_length")
+    score = max(1 - abs(num_tokens - target_tokens) / max_tokens, 0.0)
+    return Verdict.scored(score, extras={"num_tokens": num_tokens})
+
+
+def _num_tokens(task: Task, verifier: str) -> int:
     num_tokens = task.metadata.get(SAMPLE_FACTS, {}).get("num_tokens")
     if num_tokens is None:
         raise ValueError(
-            f"soft_overlong: task {task.task_id!r} carries no metadata[{SAMPLE_FACTS!r}]['num_tokens']; text alone "
+            f"{verifier}: task {task.task_id!r} carries no metadata[{SAMPLE_FACTS!r}]['num_tokens']; text alone "
             "does not tell the length in tokens. Score through RewardWorker, which adds it."
         )
-    overlong = num_tokens - (max_tokens - buffer_tokens)
-    return Verdict.scored(-min(max(overlong / buffer_tokens, 0.0), 1.0), extras={"num_tokens": num_tokens})
+    return num_tokens
