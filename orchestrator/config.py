@@ -133,7 +133,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _answers_are_compared(self) -> RunConfig:
         for index, term in enumerate(self.terms):
-            compares = "scores" in term.loss.needs and term.advantage != "score"
+            compares = "scores" in term.needs and term.advantage != "score"
             if term.source == "live" and compares and self.rollout.group_size < 2:
                 raise ValueError(
                     f"terms[{index}].advantage={term.advantage!r} compares the answers of a group, but "

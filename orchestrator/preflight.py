@@ -258,7 +258,7 @@ def source_problems(config: RunConfig) -> Iterator[str]:
             )
     for index, term in enumerate(config.terms):
         supplied = SUPPLIED if term.source == "live" else SUPPLIED - SUPPLIED_BY_LIVE
-        missing = sorted(term.loss.needs - supplied)
+        missing = sorted(term.needs - supplied)
         if missing:
             yield (
                 f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}, which nothing in "

@@ -9,7 +9,7 @@ from learner.config import ClippedSurrogate, LearnerConfig, NegativeLogLikelihoo
 from orchestrator.config import RunConfig
 from recipes import _small
 
-NUM_STEPS = 56
+NUM_STEPS = 60
 
 MU = Schedule(kind="cosine", start=0.9, end=0.3, steps=NUM_STEPS)
 """Weight of imitation; it stays an anchor to the end, because the run is short."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import PolicyGradient, SquaredLogRatio, Term
+from learner.config import PolicyGradient, Schedule, SquaredLogRatio, Term
 from orchestrator.config import RunConfig
 from recipes._live import live_run
 
@@ -13,7 +13,12 @@ def opmd() -> RunConfig:
         "opmd",
         [
             Term(loss=PolicyGradient(), advantage="centered", aggregation="constant", aggregation_constant=1.0),
-            Term(loss=SquaredLogRatio(level="product"), weight=0.1, aggregation="constant", aggregation_constant=1.0),
+            Term(
+                loss=SquaredLogRatio(level="product"),
+                weight=Schedule(start=0.1),
+                aggregation="constant",
+                aggregation_constant=1.0,
+            ),
         ],
         max_age=4,
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import resource
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,19 @@ def replace_member(group: Group, **fields: Any) -> Group:
     """The group with other values in its first member."""
     first, *others = group.trajectories
     return replace(group, trajectories=(replace(first, **fields), *others))
+
+
+@contextmanager
+def full_disk(path: Path, room: int) -> Iterator[None]:
+    """No file may grow past the present size of `path` plus `room` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
 
 
 def write_checkpoint(folder: Path, step: int, batches: Mapping[int, Sequence[str]]) -> None:

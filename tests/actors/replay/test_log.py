@@ -5,6 +5,7 @@ import json
 import pytest
 
 from actors.replay.log import BlockStore, CorruptLogError, Journal, ReplayLog, read_journal, read_json, write_json
+from tests.actors.replay.drivers import full_disk
 
 
 def events(path, start=0):
@@ -96,6 +97,17 @@ def test_blocks_that_are_gone_or_not_intact_are_none(tmp_path):
     body[-1] ^= 1
     (tmp_path / name).write_bytes(body)
     assert store.read([name, offset, size]) is None
+
+
+def test_a_block_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path):
+    store = BlockStore(tmp_path)
+    name, _, _ = first = store.append("live", b"x" * 50)
+    size = (tmp_path / name).stat().st_size
+    with full_disk(tmp_path / name, 20), pytest.raises(OSError, match="20 of 58 bytes of a group were written"):
+        store.append("live", b"y" * 50)
+    assert (tmp_path / name).stat().st_size == size
+    second = store.append("live", b"z" * 50)
+    assert [store.read(first), store.read(second)] == [b"x" * 50, b"z" * 50]
 
 
 def test_new_openings_never_write_into_old_files(tmp_path):

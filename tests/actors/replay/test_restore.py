@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import resource
 import shutil
-import signal
-from contextlib import contextmanager
 
 import pytest
 
@@ -15,7 +12,7 @@ from actors.replay.records import Status
 from rewards import verdict
 from rewards.trajectory import PolicyVersion
 from rewards.verdict import Verdict
-from tests.actors.replay.drivers import drops, expert, ids, lease, live, make_core, store, take, train
+from tests.actors.replay.drivers import drops, expert, full_disk, ids, lease, live, make_core, store, take, train
 
 MIXED = {"groups_per_update": 4, "max_age": 2, "quotas": {"expert": "1/2"}}
 
@@ -200,19 +197,6 @@ def test_a_rollback_after_a_restart_undoes_what_no_checkpoint_covers(tmp_path):
     again = mixed_core(tmp_path)
     again.rollback(1, {0: batches[0]})
     assert train(again, 2) == batches[1:]
-
-
-@contextmanager
-def full_disk(path, room):
-    """No file may grow past the present size of `path` plus `room` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, old)
 
 
 CALLS = {
