@@ -1,6 +1,6 @@
 """The admission inequality and the step a new group is due at."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.replay.limiter import Supply, admit
@@ -58,6 +58,7 @@ def test_a_refusal_says_by_how_much():
     assert "no group is needed" in admit(supply(), [0, 0], 3).reason
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(0, 8), st.integers(0, 50))
 def test_filling_up_supplies_every_step_and_then_stops(demand, stored, steps):
     running = {}

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.replay.quotas import LIVE, QuotaPlan, compose
@@ -36,6 +36,7 @@ SHARES = st.lists(st.fractions(0, 1, max_denominator=12).filter(lambda f: f > 0)
 )
 
 
+@settings(deadline=None)
 @given(SHARES, st.integers(1, 40), st.integers(1, 60))
 def test_running_totals_are_never_off_by_a_whole_group_per_source(shares, num, steps):
     quotas = dict(zip(["expert", "teacher", "other_run"], shares, strict=False))
@@ -88,6 +89,7 @@ def test_without_live_rollouts_earlier_sources_help_and_the_rest_is_missing():
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(SHARES, st.integers(1, 12), st.integers(0, 9), st.dictionaries(
     st.sampled_from(["expert", "teacher", "other_run", LIVE]), st.integers(0, 15)
 ))  # fmt: skip

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.replay.selectors import Candidate, ReadyQueue, shuffled_passes, stalest_first
@@ -53,6 +53,7 @@ def test_passes_do_not_depend_on_arrival_or_on_the_process():
     assert elsewhere.stdout.strip() == str(rank(Candidate("e0", 2, 0)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 15)), max_size=300), st.integers(0, 5))
 def test_a_queue_is_a_sorted_list(operations, count):
     queue, model = ReadyQueue(stalest_first), {}
