@@ -79,6 +79,7 @@ def start_ray(config: RunConfig, namespace: str, address: str | None) -> str | N
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "object_store_memory": 1 << 30,
+            "address": "local",  # never another cluster that happens to run on this machine
         }
     else:
         settings["address"] = address
