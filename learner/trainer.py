@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +171,10 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """A complete Hugging Face folder, adapters merged and, beside it, in PEFT layout; collective."""
         export.write_model_folder(self.policy, self._model_path, folder, writes=self.rank == 0)
+
+    def begin_save(self, folder: Path) -> Future[Any]:
+        """Copies the state; the future is done when this rank's part is in `folder`. Steps may go on; collective."""
+        return checkpoint.begin_save(self, folder)
 
     def save(self, folder: Path) -> None:
         """Sharded state of model, optimizer and trainer into `folder`, complete on return; collective."""
