@@ -269,7 +269,7 @@ def audit(args: Namespace) -> int:
 
 def ledger(args: Namespace) -> int:
     """What is known of each prompt, hardest first."""
-    from actors.task_feed import read_ledger
+    from actors.feed_state import read_ledger
 
     run_dir = find_run(args.run, args.runs)
     rows = [asdict(row) for row in read_ledger(run_dir / "state" / "tasks")]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from actors.renderer import Renderer, RenderError
+from actors.rules.config import donor_sources
 from orchestrator.config import RunConfig
 from orchestrator.resources import Available, learner_gpus_per_rank, requested
 from rewards.task import Task, TaskSet
@@ -256,8 +257,11 @@ def source_problems(config: RunConfig) -> Iterator[str]:
                 f"replay.quotas.{source}: nothing in this run supplies source {source!r}, so its share would never be "
                 f"filled: drop the quota; sources with a supplier are {', '.join(SUPPLIED_SOURCES)}"
             )
+    spliced = donor_sources(config.rollout.rules)
     for index, term in enumerate(config.terms):
         supplied = SUPPLIED if term.source == "live" else SUPPLIED - SUPPLIED_BY_LIVE
+        if term.source in spliced:
+            supplied |= SUPPLIED_BY_LIVE if term.source == "own_past" else {"scores"}
         missing = sorted(term.needs - supplied)
         if missing:
             yield (

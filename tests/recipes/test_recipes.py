@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from actors.rules.config import donor_sources
 from orchestrator.load_config import load_run_config, recipe_names
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "datasets", "reasoning_gym", "wandb")
@@ -38,4 +39,5 @@ def test_a_recipe_is_named_like_its_file_and_says_where_its_values_come_from(nam
 def test_every_term_is_fed(name):
     config = load_run_config(name)
     supplied = set(config.replay.quotas) | ({"live"} if config.replay.live_share > 0 else set())
-    assert {term.source for term in config.terms} == supplied
+    spliced = donor_sources(config.rollout.rules)
+    assert {term.source for term in config.terms} == supplied | spliced
