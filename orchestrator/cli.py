@@ -243,6 +243,17 @@ def _add_during_a_run(add: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows to show (default: 40)")
     parser.add_argument("--json", action="store_true", help="all rows, as plain data")
 
+    parser = _command(
+        add,
+        "trace",
+        commands.trace,
+        "tell one sample's life from issue to gradient",
+        "  braid trace my-run t0-5.12.0/3\n  braid trace my-run arithmetic/12+34\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("id", metavar="ID", help="a group, a member GROUP/N, a ticket, or a prompt")
+    _add_runs(parser)
+
 
 def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     parser = _command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import EntropyBonus, Term
+from learner.config import EntropyBonus, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._guided import ON_POLICY, guided_run
 
@@ -12,5 +12,5 @@ def one_shot() -> RunConfig:
     return guided_run(
         "one_shot",
         sampler={"name": "fixed", "count": 1, "explore_rounds": 1, "round_size": 256},
-        terms=(ON_POLICY, Term(loss=EntropyBonus(), weight=0.001)),
+        terms=(ON_POLICY, Term(loss=EntropyBonus(), weight=Schedule(start=0.001))),
     )
