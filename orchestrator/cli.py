@@ -294,6 +294,24 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
 
     parser = _command(
         add,
+        "merge",
+        commands.merge,
+        "make one model of several that were trained from the same base",
+        "  braid merge ./model-a ./model-b --into ./both\n"
+        "  braid merge ./model-a ./model-b --into ./both --method ram --base ./base\n",
+    )
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="folder in Hugging Face format")
+    parser.add_argument("--into", type=Path, required=True, metavar="TARGET", help="an empty or new folder")
+    parser.add_argument(
+        "--method",
+        choices=("mean", "ram"),
+        default="mean",
+        help="ram: keep whole what only one changed (default: mean)",
+    )
+    parser.add_argument("--base", type=Path, metavar="MODEL", help="what all of them were trained from, for ram")
+
+    parser = _command(
+        add,
         "report",
         commands.report,
         "write the HTML page of a run, or one plot of several",

@@ -450,6 +450,18 @@ def export(args: Namespace) -> int:
     return 0
 
 
+def merge(args: Namespace) -> int:
+    """One model of several that were trained from the same base."""
+    from learner.merge import MergeError, merge_models
+
+    try:
+        num = merge_models(args.models, args.into, method=args.method, base=args.base)
+    except (MergeError, FileExistsError) as error:
+        raise CommandError(str(error)) from error
+    print(f"{args.into} ({num} tensors of {len(args.models)} models, {args.method})")
+    return 0
+
+
 def _export_checkpoint(run_dir: Path, target: Path) -> int:
     from actors.model_store import resolve_model
     from actors.run_checkpoint import newest_restore_point
