@@ -349,7 +349,7 @@ class LearnerWorker:
             )
 
     def _measured(self, lease: BatchLease, report: StepReport, train_s: float) -> dict[str, float]:
-        live = [t for g in lease.groups if g.source is Source.LIVE for t in g.trajectories]
+        live = [t for g in lease.groups for t in g.trajectories if t.source is Source.LIVE]
         scores = [t.score for t in live if t.score is not None]
         ages = list(lease.ages.values())
         values = {

@@ -98,6 +98,7 @@ METRICS: dict[str, Metric] = {
     "weights_wait_s": Metric("s", "total", "Time tickets waited for weights young enough for them."),
     "activate_s": Metric("s", "total", "Time spent activating new versions."),
     "groups_stored": Metric("groups", "total", "Groups put into the replay cache."),
+    "contexts_too_long": Metric("groups", "total", "Groups asked plainly because no answer fits behind their help."),
     "groups_dropped_*": Metric("groups", "total", "Groups a rule of the recipe dropped, by reason."),
     # -- replay cache: its counts survive restarts, so the newest value is the run's
     "steps_committed": Metric("steps", "last", "Steps of the surviving history."),
@@ -129,6 +130,10 @@ METRICS: dict[str, Metric] = {
     "outcomes_repeated": Metric("groups", "last", "Outcomes that were told twice."),
     "prompts_tried": Metric("prompts", "last", "Prompts with at least one outcome."),
     "prompts_solved": Metric("prompts", "last", "Prompts answered right at least once."),
+    "prompts_retired": Metric("prompts", "last", "Prompts that are drawn no more, apart from re-entry probes."),
+    "forks": Metric("tasks", "last", "Tasks that rules made from others."),
+    "forks_forgotten": Metric("tasks", "last", "Forked tasks that waited behind too many newer ones."),
+    "answers_stashed": Metric("samples", "last", "Answers kept as donors of later groups of their prompt."),
     # -- reward workers
     "samples": Metric("samples", "total", "Answers judged, held-out ones included."),
     "cached": Metric("samples", "total", "Verdicts that were known already."),
