@@ -249,7 +249,7 @@ class LearnerWorker:
         update = await self._ports.ranks[0].write_version(version, step)
         await self._ports.replay.announce_version(version, step)
         await self._ports.publish.publish(update)
-        await self._ports.report.report("learner", {"publish_write_s": time.monotonic() - began}, step=step)
+        await self._report_writing("publish_write_s", began)
         return update
 
     async def request_stop(self) -> None:
@@ -401,7 +401,11 @@ class LearnerWorker:
         await self._ports.checkpoint.complete(step, batches, {"step": step})
         self._durable_step = step
         await self._seal(step)
-        await self._ports.report.report("learner", {"checkpoint_write_s": time.monotonic() - began}, step=step)
+        await self._report_writing("checkpoint_write_s", began)
+
+    async def _report_writing(self, name: str, began: float) -> None:
+        """At the current step: a number of an earlier one would read as if the learner had gone back to it."""
+        await self._ports.report.report("learner", {name: time.monotonic() - began}, step=self._step)
 
     async def _seal(self, steps: int) -> None:
         await self._ports.replay.seal(steps - 1)

@@ -183,6 +183,8 @@ async def test_steps_go_on_while_a_version_is_written_and_a_checkpoint_becomes_d
     assert await running == 3
     assert ports.entries("complete")[0] == ("complete", 2, {0: ["g0"], 1: ["g1"]}, {"step": 2})  # without step 2
     assert [entry[-1] for entry in ports.entries("publish")] == [2, 3]
+    reported = [values["at"] for values in ports.reports]
+    assert reported == sorted(reported)  # an earlier step would read as a return to a checkpoint
     assert ports.entries("seal") == [("seal", 1), ("seal", 2)]
 
 
