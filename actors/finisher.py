@@ -19,6 +19,7 @@ from actors.contexts.render import KINDS
 from actors.ports import LeasedTask
 from actors.rules.actions import (
     Action,
+    Drop,
     Fork,
     Grow,
     Keep,
@@ -54,6 +55,11 @@ class Decision:
     stashes: tuple[Stash, ...] = ()
     forks: tuple[Fork, ...] = ()
     is_retired: bool = False
+
+    @property
+    def fate(self) -> str:
+        """Of a group that is not sampled further: stored, or dropped:<reason>."""
+        return f"dropped:{self.action.reason}" if isinstance(self.action, Drop) else "stored"
 
 
 class Finisher:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,14 @@ import numpy as np
 from actors.assemble import expert_group, group_from_completions
 from actors.config import RolloutConfig
 from actors.contexts.render import PLAIN, Attempt, RenderedPrompt, guided_messages, render_prompt, shown_text
+from actors.draws import sampling_seed
 from actors.engines.protocol import Engine, SamplingRequest
 from actors.finisher import Decision
 from actors.ports import LeasedTask, Outcome, ScorePort, Ticket
 from actors.renderer import Renderer
 from actors.rules.actions import Fork
-from actors.rules.scores import own_members
 from rewards.task import Task
-from rewards.trajectory import Context, Group, SamplingRecord, Trajectory
+from rewards.trajectory import Group, SamplingRecord, Trajectory
 
 
 class GroupMaker:
@@ -66,7 +65,7 @@ class GroupMaker:
         sampling = self._config.sampling
         temperature = sampling.temperature if temperature is None else temperature
         prompt = self._rendered(leased, previous)
-        seed = seed_of(self._seed, leased.index, leased.attempt, attempt)
+        seed = sampling_seed(self._seed, leased.index, leased.attempt, attempt)
         request = SamplingRequest(
             max_new_tokens=sampling.max_new_tokens,
             num_samples=num,
@@ -182,13 +181,11 @@ def counted(group: Group, action: str) -> dict[str, int]:
     return dict(history)
 
 
-def outcome_of(
-    leased: LeasedTask, group: Group, fate: str, decision: Decision | None = None, forks: Sequence[Task] = ()
-) -> Outcome:
+def outcome_of(leased: LeasedTask, decision: Decision, forks: Sequence[Task] = ()) -> Outcome:
     """What the ledger learns of a group: answers of the policy itself, apart by whether they had help."""
-    own = own_members(group)
-    plain = [t.score for t in own if t.score is not None and not t.sample_context.is_help]
-    helped = [t.score for t in own if t.score is not None and t.sample_context.is_help]
+    group = decision.group
+    plain = [t.score for t in group.own_members if t.score is not None and not t.sample_context.is_help]
+    helped = [t.score for t in group.own_members if t.score is not None and t.sample_context.is_help]
     scores = [*plain, *helped]
     return Outcome(
         lease_id=leased.lease_id,
@@ -198,13 +195,13 @@ def outcome_of(
         num_correct=sum(s > 0 for s in plain),
         mean_score=sum(scores) / len(scores) if scores else None,
         version=group.oldest_version,
-        fate=fate,
+        fate=decision.fate,
         helped_scored=len(helped),
         helped_correct=sum(s > 0 for s in helped),
         context=group.context,
         history=group.history,
-        is_retired=decision is not None and decision.is_retired,
-        stashed={} if decision is None else _stashed(decision),
+        is_retired=decision.is_retired,
+        stashed=_stashed(decision),
         forks=tuple(forks),
     )
 
@@ -216,14 +213,3 @@ def _stashed(decision: Decision) -> dict[str, tuple[Trajectory, ...]]:
         chosen = [t for t in decision.group.trajectories if not stash.members or t.trajectory_id in stash.members]
         tables[stash.table] = (*tables.get(stash.table, ()), *chosen)
     return tables
-
-
-def seed_of(*parts: int) -> int:
-    """A sampling seed that depends on run, task and attempt, never on which worker asks or when."""
-    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=4).digest()
-    return int.from_bytes(digest) & 0x7FFFFFFF
-
-
-def plain_lease(leased: LeasedTask) -> LeasedTask:
-    """The same lease without help, for probes."""
-    return replace(leased, context=Context())

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import RolloutConfig, WeightsConfig
+from actors.contexts.render import PLAIN
 from actors.engines.protocol import Engine, EngineError, SamplingRequest, WeightUpdate
 from actors.finisher import Decision, Finisher
-from actors.group_maker import GroupMaker, counted, merged, outcome_of, plain_lease
+from actors.group_maker import GroupMaker, counted, merged, outcome_of
 from actors.model_folder import keep_as_model
 from actors.ports import (
     LeasedTask,
@@ -28,8 +29,8 @@ from actors.ports import (
     WeightPort,
 )
 from actors.renderer import Renderer
-from actors.rules.actions import Drop, Fork, Grow, Keep, Redo
-from actors.rules.config import donor_sources
+from actors.rules.actions import Drop, Grow, Keep, Redo
+from actors.rules.config import donor_sources, measures_donors
 from actors.weights import ActivationReport, ReadLease, VersionGoneError, activate
 from rewards.task import Task
 from rewards.trajectory import Group, PolicyVersion
@@ -74,19 +75,6 @@ class PinnedEvaluation:
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Settled:
-    """A group that is not sampled further; `decision` is None when no rule had the last word."""
-
-    group: Group
-    fate: str
-    decision: Decision | None = None
-
-    @property
-    def forks(self) -> tuple[Fork, ...]:
-        return self.decision.forks if self.decision is not None else ()
-
-
 class RolloutWorker:
     """Fills tickets with scored groups from one engine. Knows nothing of Ray.
 
@@ -120,6 +108,8 @@ class RolloutWorker:
         self._drained = asyncio.Event()
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._measures_donors = measures_donors(config.rules)
+        self._shows_experts = self._measures_donors or "expert" in donor_sources(config.rules)
         self._maker = GroupMaker(
             config,
             engine,
@@ -272,16 +262,15 @@ class RolloutWorker:
         try:
             await self._wait_for_step(ticket.min_step)
             leased = await self._ports.tasks.lease_task(self._id)
-            result = await self._sample_until_settled(leased, ticket)
-            if result.fate == "stored":
-                await self._ports.replay.put(result.group)
+            decision = await self._sample_until_settled(leased, ticket)
+            if isinstance(decision.action, Keep):
+                await self._ports.replay.put(decision.group)
             else:
-                await self._ports.replay.return_ticket(ticket.ticket_id, result.fate)
+                await self._ports.replay.return_ticket(ticket.ticket_id, decision.fate)
             settled = True
-            self._counts[f"groups_{result.fate.replace(':', '_')}"] += 1
-            forks = [self._maker.forked(fork, result.group) for fork in result.forks]
-            outcome = outcome_of(leased, result.group, result.fate, result.decision, forks)
-            await self._ports.tasks.finish_task(outcome)
+            self._counts[f"groups_{decision.fate.replace(':', '_')}"] += 1
+            forks = [self._maker.forked(fork, decision.group) for fork in decision.forks]
+            await self._ports.tasks.finish_task(outcome_of(leased, decision, forks))
         except EngineError as error:
             await self._ports.report.event("engine_failed", {"worker": self._id, "error": str(error)})
             raise
@@ -289,22 +278,20 @@ class RolloutWorker:
             if not settled:
                 await asyncio.shield(self._ports.replay.return_ticket(ticket.ticket_id, "failed"))
 
-    async def _sample_until_settled(self, leased: LeasedTask, ticket: Ticket) -> _Settled:
+    async def _sample_until_settled(self, leased: LeasedTask, ticket: Ticket) -> Decision:
         """Samples, judges and applies the recipe's rules; redo and grow stay on the same ticket."""
         leased = await self._prepared(leased)
         solved = await self._probed(leased, ticket)
         if solved is not None:
-            return _Settled(solved, "dropped:probe_solved")
+            return Decision(Drop("probe_solved"), solved)
         group = await self._maker.sample(leased, ticket, ticket.group_size, 0)
         for attempt in itertools.count(1):
             decision = self._finisher.decide(group, leased)
             match decision.action:
-                case Keep():
-                    return _Settled(decision.group, "stored", decision)
-                case Drop(reason=reason):
-                    return _Settled(decision.group, f"dropped:{reason}", decision)
+                case Keep() | Drop():
+                    return decision
                 case Redo() | Grow() if attempt >= self._finisher.max_attempts:
-                    return _Settled(group, "dropped:attempts_exhausted")
+                    return Decision(Drop("attempts_exhausted"), group)
                 case Redo(context=context):
                     again = replace(leased, context=context)
                     fresh = await self._maker.sample(again, ticket, ticket.group_size, attempt, previous=group)
@@ -316,17 +303,15 @@ class RolloutWorker:
 
     async def _prepared(self, leased: LeasedTask) -> LeasedTask:
         """The lease with the donors that rules ask for."""
-        rules = [rule for rule in self._config.rules if not isinstance(rule, str)]
-        understood = any(rule.get("pick") == "understood" for rule in rules)
-        if "expert" in donor_sources(rules) or understood:
-            return await self._maker.with_experts(leased, understood=understood)
+        if self._shows_experts:
+            return await self._maker.with_experts(leased, understood=self._measures_donors)
         return leased
 
     async def _probed(self, leased: LeasedTask, ticket: Ticket) -> Group | None:
         """The greedy answer alone, when it is right and the recipe learns from what is not."""
         if not self._config.drop_greedily_solved:
             return None
-        probe = await self._maker.sample(plain_lease(leased), ticket, 1, -1, temperature=0.0)
+        probe = await self._maker.sample(replace(leased, context=PLAIN), ticket, 1, -1, temperature=0.0)
         score = probe.scores[0]
         return probe if score is not None and score > 0 else None
 

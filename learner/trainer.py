@@ -173,15 +173,14 @@ class Trainer:
         export.write_model_folder(self.policy, self._model_path, folder, writes=self.rank == 0)
 
     def begin_save(self, folder: Path) -> Future[Any]:
-        """Copies the state; the future is done when this rank's part is in `folder`. Steps may go on; collective."""
+        """Copies the sharded state of model, optimizer and trainer; steps may go on; collective.
+
+        The future is done when this rank's part is in `folder`.
+        """
         return checkpoint.begin_save(self, folder)
 
-    def save(self, folder: Path) -> None:
-        """Sharded state of model, optimizer and trainer into `folder`, complete on return; collective."""
-        checkpoint.save(self, folder)
-
     def load(self, folder: Path) -> None:
-        """Continues from `save`, also of another number of ranks; collective."""
+        """Continues from `begin_save`, also of another number of ranks; collective."""
         checkpoint.load(self, folder)
 
     def _make_policy(self, *, trained: bool) -> Policy:

@@ -42,6 +42,19 @@ class Life:
     steps: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Journals:
+    """What the task stream and the cache wrote down, in order."""
+
+    tasks: list[dict[str, Any]]
+    replay: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, files: RunFiles) -> _Journals:
+        boxes = (files.state / box / "journal.jsonl" for box in ("tasks", "replay"))
+        return cls(*([event for event, _ in read_journal(path)] for path in boxes))
+
+
 def trace_run(run_dir: Path, name: str) -> list[str]:
     """Lines about a group, a member `GROUP/N`, all groups of a ticket, or the newest of a prompt.
 
@@ -49,7 +62,8 @@ def trace_run(run_dir: Path, name: str) -> list[str]:
         UnknownSampleError: nothing in this run has that name.
     """
     files = RunFiles(run_dir)
-    group_ids, member = _named_groups(files, name)
+    journals = _Journals.of(files)
+    group_ids, member = _named_groups(journals, name)
     if not group_ids:
         raise UnknownSampleError(
             f"no group, member, ticket or prompt {name!r} in the journals of {run_dir}: group ids stand in "
@@ -57,19 +71,19 @@ def trace_run(run_dir: Path, name: str) -> list[str]:
         )
     lines: list[str] = []
     for group_id in group_ids:
-        lines += [*_told(files, group_id, member), ""]
+        lines += [*_told(files, journals, group_id, member), ""]
     return lines[:-1]
 
 
-def _named_groups(files: RunFiles, name: str) -> tuple[list[str], str | None]:
+def _named_groups(journals: _Journals, name: str) -> tuple[list[str], str | None]:
     """Ids of the groups a name means, oldest first, and the member it names."""
     group_id, slash, number = name.rpartition("/")
     is_member = bool(slash) and (number.isdigit() or number.startswith("donor-"))
     known: dict[str, str] = {}
-    for event in _task_events(files):
+    for event in journals.tasks:
         if event["kind"] == "finished":
             known[event["group"]] = event["prompt"]
-    for event in _replay_events(files):
+    for event in journals.replay:
         if event["kind"] in ("put", "refused"):
             known.setdefault(event["group"], "")
     if is_member and group_id in known:
@@ -80,12 +94,12 @@ def _named_groups(files: RunFiles, name: str) -> tuple[list[str], str | None]:
     return found[-MAX_GROUPS:], None
 
 
-def _told(files: RunFiles, group_id: str, member: str | None) -> Iterator[str]:
+def _told(files: RunFiles, journals: _Journals, group_id: str, member: str | None) -> Iterator[str]:
     life = Life(group_id)
-    for event in _task_events(files):
+    for event in journals.tasks:
         _follow_task(life, event)
     leases: dict[str, Mapping[str, Any]] = {}
-    for event in _replay_events(files):
+    for event in journals.replay:
         _follow_replay(life, event, leases)
     yield f"group    {group_id}"
     yield from life.events
@@ -186,14 +200,6 @@ def _block(files: RunFiles, life: Life) -> Group | None:
         return None
     data = BlockStore(folder).read(life.blob)
     return None if data is None else decode_group(data)
-
-
-def _task_events(files: RunFiles) -> Iterator[dict[str, Any]]:
-    return (event for event, _ in read_journal(files.state / "tasks" / "journal.jsonl"))
-
-
-def _replay_events(files: RunFiles) -> Iterator[dict[str, Any]]:
-    return (event for event, _ in read_journal(files.state / "replay" / "journal.jsonl"))
 
 
 def _parts(group_id: str) -> tuple[str, str, str]:

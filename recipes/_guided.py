@@ -11,7 +11,7 @@ from actors.samplers.config import CurriculumConfig
 from learner.config import ClippedSurrogate, RatioSurrogate, ShapedLikelihood, ShapedRatio, Term
 from orchestrator.config import RunConfig
 from recipes import _small
-from rewards.config import RewardConfig
+from recipes._live import live_run
 
 EXPERT_TEMPLATE = "{expression} = {answer}"
 """The expert writes the problem down again, so that the beginning of its answer is not the answer."""
@@ -39,9 +39,7 @@ def guided_run(
     sampler: dict[str, Any] | str = "uniform",
     stages: dict[str, Any] | None = None,
     terms: Sequence[Term] = (ON_POLICY,),
-    group_size: int = 8,
     replay: ReplayConfig | None = None,
-    reward: RewardConfig | None = None,
     **rollout: Any,
 ) -> RunConfig:
     """One value for each question; what is left out is GRPO's.
@@ -51,19 +49,28 @@ def guided_run(
         sampler, stages: of the curriculum.
         rollout: further settings of the workers.
     """
-    settings = {"rules": tuple(rules), "group_size": group_size, **rollout}
-    return RunConfig(
-        name=name,
+    changes: dict[str, Any] = {} if replay is None else {"replay": replay}
+    return live_run(
+        name,
+        terms,
         tasks=TASKS,
         curriculum=CurriculumConfig.model_validate({"sampler": sampler, "stages": stages}),
         guidance=GuidanceConfig.model_validate(guidance or {}),
-        reward=reward or _small.REWARD,
-        terms=tuple(terms),
-        rollout=_small.ROLLOUT.model_copy(update=settings),
-        replay=replay or ReplayConfig(groups_per_update=16, max_age=1),
-        learner=_small.adam(1e-5),
-        evaluation=_small.EVALUATION,
-        num_steps=60,
+        rollout=_small.ROLLOUT.model_copy(update={"rules": tuple(rules), **rollout}),
+        **changes,
+    )
+
+
+def own_past_run(name: str, **splice: Any) -> RunConfig:
+    """Right answers of the run's own past join later groups of their prompt.
+
+    Args:
+        splice: options of the rule `splice_donors`: when, whose places, which donors.
+    """
+    return guided_run(
+        name,
+        rules=[{"rule": "splice_donors", "source": "own_past", **splice}, "stash_right", "drop_constant"],
+        terms=(WHOLE_GROUP, OWN_PAST_IN_GROUP),
     )
 
 

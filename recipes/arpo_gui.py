@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.config import RunConfig
-from recipes._guided import OWN_PAST_IN_GROUP, WHOLE_GROUP, guided_run
+from recipes._guided import own_past_run
 
 
 def arpo_gui() -> RunConfig:
@@ -11,12 +11,4 @@ def arpo_gui() -> RunConfig:
 
     Recorded log-probs are kept; the released code recomputes them, which hides the age.
     """
-    return guided_run(
-        "arpo_gui",
-        rules=[
-            {"rule": "splice_donors", "source": "own_past", "when": "failed", "places": "first"},
-            "stash_right",
-            "drop_constant",
-        ],
-        terms=(WHOLE_GROUP, OWN_PAST_IN_GROUP),
-    )
+    return own_past_run("arpo_gui", when="failed", places="first")

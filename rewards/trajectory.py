@@ -241,13 +241,17 @@ class Group:
             raise ValueError(f"group {self.group_id} holds trajectories of other groups: {strangers}")
 
     @property
+    def own_members(self) -> tuple[Trajectory, ...]:
+        """Members of the group's own source, in a live group the policy's answers; donors say nothing about it."""
+        return tuple(t for t in self.trajectories if t.source is self.source)
+
+    @property
     def oldest_version(self) -> PolicyVersion | None:
         """Oldest version among sampled tokens of members of the group's own source; None when they are frozen.
 
         A donor in a live group keeps the versions that sampled it, but it is no reason to call the group old.
         """
-        own = (t for t in self.trajectories if t.source is self.source)
-        versions = [v for t in own if (v := t.oldest_version) is not None]
+        versions = [v for t in self.own_members if (v := t.oldest_version) is not None]
         return min(versions) if versions else None
 
     @property

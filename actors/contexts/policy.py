@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from math import lcm
 
 import numpy as np
 
 from actors.contexts.config import ContextSpec, GuidanceConfig
 from actors.contexts.render import PLAIN, source_text
+from actors.draws import uniform
 from actors.ledger import LedgerRow
 from rewards.task import Task
 from rewards.trajectory import Context
@@ -48,7 +48,7 @@ def as_context(spec: ContextSpec, *key: int | str) -> Context:
     """The record's form of a spec; an amount that is a range is drawn from it by the key."""
     amount = spec.amount
     if isinstance(amount, tuple):
-        amount = amount[0] + (amount[1] - amount[0]) * _uniform(*key)
+        amount = amount[0] + (amount[1] - amount[0]) * uniform(*key)
     has_amount = amount is not None
     return Context(
         kind=spec.kind,
@@ -57,9 +57,3 @@ def as_context(spec: ContextSpec, *key: int | str) -> Context:
         reference=None if spec.kind == "feedback" else spec.text,
         removed=spec.removed,
     )
-
-
-def _uniform(*key: int | str) -> float:
-    """[0, 1), the same for the same key."""
-    digest = hashlib.blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64

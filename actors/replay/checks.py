@@ -22,15 +22,14 @@ def fault_of(group: Group, versions: Container[int]) -> str | None:
         versions: the announced policy versions.
     """
     members = group.trajectories
-    own = [t for t in members if t.source is Source.LIVE]
     mislabelled = any(t.source in (Source.EXPERT, Source.TEACHER) and t.versions for t in members)
-    if group.source is not Source.LIVE or not own or mislabelled:
+    if group.source is not Source.LIVE or not group.own_members or mislabelled:
         return "not_live"
     if len({t.trajectory_id for t in members}) < len(members):
         return "duplicate_members"
     if group.num_sampled_tokens == 0:
         return "nothing_sampled"
-    for member in own:
+    for member in group.own_members:
         fault = _logprob_fault(member) or _version_fault(member, versions)
         if fault is not None:
             return fault

@@ -123,10 +123,18 @@ class FirstOptions(Section):
 
 def donor_sources(rules: Iterable[str | Mapping[str, Any]]) -> frozenset[str]:
     """Sources whose answers rules put into live groups: the `source` of every rule that has one, also of a user's."""
-    return frozenset(str(rule["source"]) for rule in rules if not isinstance(rule, str) and "source" in rule)
+    return frozenset(str(rule["source"]) for rule in _with_donors(rules))
 
 
 def donor_tables(rules: Iterable[str | Mapping[str, Any]]) -> frozenset[str]:
     """Tables of the prompt those rules read."""
-    named = (r for r in rules if not isinstance(r, str) and "source" in r)
-    return frozenset(str(r.get("table") or r["source"]) for r in named) - {"expert"}
+    return frozenset(str(rule.get("table") or rule["source"]) for rule in _with_donors(rules)) - {"expert"}
+
+
+def measures_donors(rules: Iterable[str | Mapping[str, Any]]) -> bool:
+    """A rule picks donors by how probable each makes the reference answer."""
+    return any(rule.get("pick") == "understood" for rule in rules if not isinstance(rule, str))
+
+
+def _with_donors(rules: Iterable[str | Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [rule for rule in rules if not isinstance(rule, str) and "source" in rule]

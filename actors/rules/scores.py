@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from actors.rules.actions import RuleError
-from rewards.trajectory import Group, Source, Trajectory
+from rewards.trajectory import Group, Trajectory
 from rewards.verdict import FLOOR_STATUSES
-
-
-def own_members(group: Group) -> list[Trajectory]:
-    """Members the sampling policy gave; donors say nothing about it."""
-    return [t for t in group.trajectories if t.source is Source.LIVE]
 
 
 def value_of(member: Trajectory, component: str | None) -> float | None:
@@ -31,7 +28,7 @@ def value_of(member: Trajectory, component: str | None) -> float | None:
     return verdict.components[component]
 
 
-def values(members: list[Trajectory], component: str | None) -> list[float]:
+def values(members: Sequence[Trajectory], component: str | None) -> list[float]:
     """Scores, or scores of one component, of the members that have one."""
     found = (value_of(member, component) for member in members)
     return [value for value in found if value is not None]
@@ -39,7 +36,7 @@ def values(members: list[Trajectory], component: str | None) -> list[float]:
 
 def success_rate(group: Group, component: str | None) -> float | None:
     """Share of right answers (above 0) among the scored ones of the policy itself; None without any."""
-    scored = values(own_members(group), component)
+    scored = values(group.own_members, component)
     return sum(value > 0 for value in scored) / len(scored) if scored else None
 
 

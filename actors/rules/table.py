@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Literal
 
 from actors.contexts.config import ContextSpec
 from actors.contexts.policy import as_context
+from actors.draws import order_key
 from actors.ledger import LedgerRow
 from actors.ports import LeasedTask
 from actors.rules.actions import Action, Drop, Fork, Grow, Redo, Retire, Splice, Stash
@@ -27,7 +27,7 @@ from actors.rules.config import (
     StashOptions,
     UnscoredOptions,
 )
-from actors.rules.scores import all_wrong, own_members, success_rate, value_of, values
+from actors.rules.scores import all_wrong, success_rate, value_of, values
 from rewards.config import Section
 from rewards.trajectory import Context, Group, Trajectory
 
@@ -48,7 +48,7 @@ def drop_constant(
 
     Source: DAPO, arXiv:2503.14476, dynamic sampling (by accuracy).
     """
-    found = values(list(group.trajectories), component)
+    found = values(group.trajectories, component)
     if len(found) < 2 or max(found) - min(found) > tolerance:
         return None
     return Drop("constant")
@@ -135,7 +135,7 @@ def grow_hard(
 
     Source: DARS, yangzhch6/DARS, verl/trainer/ppo/ray_dars_trainer.py.
     """
-    members, rate = len(own_members(group)), success_rate(group, component)
+    members, rate = len(group.own_members), success_rate(group, component)
     if rate is None or rate >= 0.5 or group.history.get("grow", 0):
         return None
     extra = extra_members(members, rate, schedule=schedule, max_members=max_members, normalised=normalised)
@@ -190,7 +190,7 @@ def splice_donors(
 
 def _picked(donors: list[Trajectory], pick: str, group_id: str) -> list[Trajectory]:
     """Best first; those that are equal in an order of the group's own."""
-    shuffled = sorted(donors, key=lambda t: _draw(group_id, t.trajectory_id))
+    shuffled = sorted(donors, key=lambda t: order_key(group_id, t.trajectory_id))
     if pick == "newest":
         return sorted(donors, key=lambda t: t.oldest_version or -1, reverse=True)
     if pick == "likeliest":
@@ -203,12 +203,12 @@ def _picked(donors: list[Trajectory], pick: str, group_id: str) -> list[Trajecto
 
 
 def _victims(group: Group, component: str | None, places: str, num: int) -> tuple[str, ...]:
-    members = own_members(group)
+    members = list(group.own_members)
     if places == "nobody":
         return ()
     if places == "failed":
         members = [t for t in members if (value_of(t, component) or 0.0) <= 0]
-        members.sort(key=lambda t: _draw(group.group_id, t.trajectory_id))
+        members.sort(key=lambda t: order_key(group.group_id, t.trajectory_id))
     return tuple(t.trajectory_id for t in members[:num])
 
 
@@ -225,7 +225,7 @@ def drop_perplexity(
 
     Source: BFS-Prover (a middle band: neither known already nor noise); thresholds are ours.
     """
-    outside = [t.trajectory_id for t in own_members(group) if not low <= math.exp(-_mean_logprob(t)) <= high]
+    outside = [t.trajectory_id for t in group.own_members if not low <= math.exp(-_mean_logprob(t)) <= high]
     if len(outside) == len(group.trajectories):
         return Drop("perplexity")
     return Splice((), tuple(outside)) if outside else None
@@ -248,7 +248,7 @@ def stash_right(
     rate = success_rate(group, component)
     if rate is None or not low < rate <= high:
         return None
-    right = [t.trajectory_id for t in own_members(group) if (value_of(t, component) or 0.0) > 0]
+    right = [t.trajectory_id for t in group.own_members if (value_of(t, component) or 0.0) > 0]
     return Stash(table, tuple(right))
 
 
@@ -257,7 +257,7 @@ def retire_solved(
 ) -> Retire | None:
     """A prompt that was answered right so often, without help, is not drawn any more (ScaleRL, ExGRPO)."""
     found = success_rate(group, component)
-    is_helped = any(t.sample_context.is_help for t in own_members(group))
+    is_helped = any(t.sample_context.is_help for t in group.own_members)
     return Retire(group.prompt_id) if found is not None and found >= rate and not is_helped else None
 
 
@@ -306,7 +306,7 @@ def _context(spec: ContextSpec, group: Group, leased: LeasedTask, component: str
 
 
 def _first_wrong(group: Group, component: str | None) -> Trajectory | None:
-    scored = ((t, value_of(t, component)) for t in own_members(group))
+    scored = ((t, value_of(t, component)) for t in group.own_members)
     return next((t for t, value in scored if value is not None and value <= 0), None)
 
 
@@ -320,8 +320,3 @@ def _mean_logprob(member: Trajectory) -> float:
 def _extra(member: Trajectory, name: str) -> float:
     value = None if member.verdict is None else member.verdict.extras.get(name)
     return float(value) if isinstance(value, (int, float)) else -math.inf
-
-
-def _draw(group_id: str, member_id: str) -> bytes:
-    """A place in an order that depends on the group alone, so that a rule decides the same after a crash."""
-    return hashlib.blake2b(f"{group_id}:{member_id}".encode(), digest_size=8).digest()

@@ -47,8 +47,8 @@ class LedgerCondition(Section):
             return False
         if self.min_rate is None and self.max_rate is None:
             return True
-        rate = row.successes / row.attempts if row.attempts else None
-        return rate is not None and (self.min_rate or 0.0) <= rate <= (1.0 if self.max_rate is None else self.max_rate)
+        highest = 1.0 if self.max_rate is None else self.max_rate
+        return row.rate is not None and (self.min_rate or 0.0) <= row.rate <= highest
 
 
 class Sampler(Section):

@@ -180,10 +180,8 @@ def current_stage(sampler: Stages, tasks: Sequence[Task], rows: Sequence[LedgerR
         if row.last_rate is not None:
             tried[task.tags.get(sampler.tag, "")].append(row)
     for position, stage in enumerate(sampler.order[:-1]):
-        found = tried[stage]
-        rates = [row.last_rate for row in found if row.last_rate is not None]
-        enough = sum(row.groups for row in found) >= sampler.gate_groups
-        if not enough or sum(rates) / len(rates) < sampler.gate_rate:
+        enough = sum(row.groups for row in tried[stage]) >= sampler.gate_groups
+        if not enough or _mean_rate(tried[stage]) < sampler.gate_rate:
             return position
     return len(sampler.order) - 1
 
