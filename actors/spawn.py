@@ -116,7 +116,10 @@ class RolloutActor:
     """A rollout worker, its engine and its ports in a process of its own."""
 
     def __init__(self, spec: RunSpec, worker_id: str, boxes: Boxes) -> None:
-        scoring = ScorePool(boxes.scoring, lost=LOST, num_retries=spec.reward.num_retries)
+        reward = spec.reward
+        scoring = ScorePool(
+            boxes.scoring, lost=LOST, num_retries=reward.num_retries, hedge_after_s=reward.hedge_worker_after_s
+        )
         ports = RolloutPorts(
             tasks=boxes.tasks, replay=boxes.replay, scoring=scoring, weights=boxes.weights, report=boxes.report
         )

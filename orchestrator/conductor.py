@@ -17,6 +17,8 @@ from rewards.task import Task
 
 POLL_S = 1.0
 """How often the boxes are asked for their numbers."""
+NUM_SLOWEST = 16
+"""Samples listed in the summary because their verdicts took longest."""
 
 
 class RolloutBox(Protocol):
@@ -136,7 +138,8 @@ class Conductor:
         finally:
             for task in self._evaluations:
                 task.cancel()
-            summary = recorder.write_summary({"replay": await _quietly(parts.replay.stats())})
+            found = {"replay": await _quietly(parts.replay.stats()), "slowest_samples": await self._slowest_samples()}
+            summary = recorder.write_summary(found)
             await self._close()
         return summary
 
@@ -256,6 +259,14 @@ class Conductor:
             if values:
                 self._check_unscored(values)
                 await recorder.report(f"reward-{index}", _numbers(values))
+
+    async def _slowest_samples(self) -> list[dict[str, Any]]:
+        """The samples whose verdicts took longest, over all reward workers and pools."""
+        stats = [await _quietly(box.stats()) or {} for box in self._parts.scoring]
+        slowest = [
+            s | {"pool": pool} for one in stats for pool, samples in one.get("slowest", {}).items() for s in samples
+        ]
+        return sorted(slowest, key=lambda sample: -sample["seconds"])[:NUM_SLOWEST]
 
     def _check_unscored(self, values: Mapping[str, Any]) -> None:
         if reason := values.get("too_many_unscored"):
