@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from rewards.config import RewardConfig
 from rewards.isolation import ChildPool
-from rewards.rubric import Parts
+from rewards.rubric import SANDBOXED, Parts
+from rewards.sandbox import is_skipping_allowed
+from rewards.sandbox_check import self_test
 from rewards.task import Task
 from rewards.verdict import Status
 
@@ -72,7 +74,27 @@ class RewardPool:
         self._num_cached = 0
         self._slowest: list[tuple[float, int, dict[str, Any]]] = []
         self._order = itertools.count()
+        self._sandbox_check: asyncio.Task[None] | None = None
         self.scopes = frozenset(component.scope for component in config.components.values())
+
+    async def start(self) -> None:
+        """Starts the backend, after the sandbox has shown what it is worth.
+
+        Raises:
+            SandboxError: programs would be run, and the sandbox does not keep its promises on this machine.
+            ChildStartError: a verifier cannot be imported or is misconfigured.
+        """
+        await self._check_sandbox()
+        await self.backend.start()
+
+    async def _check_sandbox(self) -> None:
+        """The self-test, once, where a component runs model-written programs and no isolation is not allowed."""
+        guarded = [c for c in self._config.components.values() if c.verifier in SANDBOXED]
+        if all(is_skipping_allowed(c.options.get("unsafe_no_sandbox", False)) for c in guarded):
+            return
+        if self._sandbox_check is None:
+            self._sandbox_check = asyncio.ensure_future(asyncio.to_thread(lambda: self_test().require()))
+        await asyncio.shield(self._sandbox_check)
 
     async def judge(self, answer: str, task: Task) -> Judged:
         """Verdicts of the components that judge each answer by itself."""
@@ -81,6 +103,7 @@ class RewardPool:
             self._cache.move_to_end(key)
             self._num_cached += 1
             return Judged({name: replace(verdict, seconds=0.0) for name, verdict in known.items()}, is_cached=True)
+        await self._check_sandbox()
         parts = await self.backend.judge_parts(answer, task)
         self._remember_slow(parts, task, answer)
         if self._config.cache_size and all(verdict.status in CACHED_STATUSES for verdict in parts.values()):

@@ -13,6 +13,7 @@ from actors.reward_pool import Backend, RewardPool
 from rewards.child import ChildStartError
 from rewards.config import DEFAULT_POOL, RewardConfig
 from rewards.rubric import combine
+from rewards.sandbox import SandboxError
 from rewards.task import Task
 from rewards.trajectory import Trajectory
 from rewards.verdict import Status, Verdict
@@ -60,10 +61,11 @@ class RewardWorker:
 
         Raises:
             ChildStartError: a verifier cannot be imported or is misconfigured.
+            SandboxError: model-written programs would be run, and the sandbox does not keep its promises here.
         """
         try:
-            await asyncio.gather(*(pool.backend.start() for pool in self._pools.values()))
-        except ChildStartError:
+            await asyncio.gather(*(pool.start() for pool in self._pools.values()))
+        except (ChildStartError, SandboxError):
             await self.close()
             raise
 

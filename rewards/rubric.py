@@ -46,6 +46,9 @@ VERIFIERS: dict[str, str] = {
 GROUP_VERIFIERS: frozenset[str] = frozenset()
 """Those of them that judge all answers of a group at once."""
 
+SANDBOXED = frozenset({"code"})
+"""Those that run model-written programs; the sandbox must pass its self-test before they pay."""
+
 
 def resolve_verifier(spec: str) -> Verifier:
     """The function behind a name of VERIFIERS or an import path `my_pkg.rewards:score`.
