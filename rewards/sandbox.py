@@ -82,7 +82,8 @@ def tier() -> Tier:
     if sys.platform != "linux" or shutil.which("prlimit") is None:
         return "none"
     limits = Limits(wall_s=PROBE_LIMIT_S)
-    for candidate, run in (("A", _run_in_namespaces), ("B", _run_confined)):
+    tiers: dict[Tier, Callable[[Sequence[str], bytes, Limits], Outcome]] = {"A": _run_in_namespaces, "B": _run_confined}
+    for candidate, run in tiers.items():
         with contextlib.suppress(SandboxError, OSError):
             if run(["-c", "print(6 * 7)"], b"", limits).stdout == b"42\n":
                 return candidate
