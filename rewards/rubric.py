@@ -25,13 +25,17 @@ Parts = Mapping[str, Verdict]
 """Verdicts of one answer by component, before they are combined."""
 
 VERIFIERS: dict[str, str] = {
+    "answer_frequency": "rewards.verifiers.votes:answer_frequency",
     "box_iou": "rewards.verifiers.structured:box_iou",
     "code": "rewards.verifiers.code:code",
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",
     "format_tags": "rewards.verifiers.format_tags:format_tags",
+    "instructions": "rewards.verifiers.instructions:instructions",
     "json_schema": "rewards.verifiers.structured:json_schema",
+    "majority_vote": "rewards.verifiers.votes:majority_vote",
     "math": "rewards.verifiers.math_answer:math_answer",
+    "next_segment": "rewards.verifiers.next_segment:next_segment",
     "ordering": "rewards.verifiers.structured:ordering",
     "point_in_box": "rewards.verifiers.structured:point_in_box",
     "reasoning_gym": "rewards.verifiers.reasoning_gym:reasoning_gym",
@@ -40,10 +44,11 @@ VERIFIERS: dict[str, str] = {
     "soft_overlong": "rewards.verifiers.length:soft_overlong",
     "target_length": "rewards.verifiers.length:target_length",
     "tool_calls": "rewards.verifiers.structured:tool_calls",
+    "variable_values": "rewards.verifiers.execution:variable_values",
 }
 """Built-in verifiers, by the name a config uses. Imported on first use: some need libraries that load slowly."""
 
-GROUP_VERIFIERS: frozenset[str] = frozenset()
+GROUP_VERIFIERS = frozenset({"answer_frequency", "majority_vote"})
 """Those of them that judge all answers of a group at once."""
 
 SANDBOXED = frozenset({"code"})
