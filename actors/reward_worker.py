@@ -100,6 +100,13 @@ class RewardWorker:
         self._count(verdicts)
         return verdicts
 
+    async def explain(self, task: Task, answer: str) -> tuple[Verdict, dict[str, Verdict]]:
+        """The verdict on one answer, which is a group of its own, and the verdicts it was made from by component."""
+        parts, _ = await self._judge(answer, task)
+        (group_parts,) = await self._judge_group(task, [answer], [None])
+        ordered = _in_order({**parts, **group_parts}, self._config.components)
+        return combine(self._config, ordered), ordered
+
     async def _judge(self, answer: str, task: Task) -> tuple[dict[str, Verdict], bool]:
         """Verdicts of all components of scope `sample`, and whether all pools knew them."""
         pools = [pool for pool in self._pools.values() if "sample" in pool.scopes]
