@@ -18,6 +18,7 @@ from rewards.task import Task
 from rewards.trajectory import Trajectory
 from rewards.verdict import Status, Verdict
 from rewards.verifiers.length import SAMPLE_FACTS
+from rewards.watch import RewardWatch
 
 UNSCORED_WINDOW = 256
 """Samples over which the unscored fraction is watched; it is judged once a quarter of the window is filled."""
@@ -51,6 +52,7 @@ class RewardWorker:
         self._config = config
         self._pools = {name: RewardPool(config.pool(name), backends.get(name)) for name in config.pool_names}
         self._recent_unscored: deque[bool] = deque(maxlen=window)
+        self._watch = RewardWatch(config.watch)
         self._statuses: Counter[Status] = Counter()
         self._num_cached = 0
         self._seconds = 0.0
@@ -97,6 +99,8 @@ class RewardWorker:
                 verdict = replace(verdict, extras={**verdict.extras, "cached": True})
             self._num_cached += is_cached
             verdicts.append(verdict)
+        for answer, trajectory, verdict in zip(answers, trajectories, verdicts, strict=False):  # an evaluation has none
+            self._watch.add(task.task_id, answer, trajectory.num_sampled_tokens, verdict)
         self._count(verdicts)
         return verdicts
 
@@ -168,7 +172,8 @@ class RewardWorker:
     async def stats(self) -> dict[str, Any]:
         """Totals since the start (samples by status, cache hits, child deaths, seconds in verifiers), the share of
         recent samples without a score, and under `too_many_unscored` why the run should stop, or None; of each pool
-        its queue as `pool/NAME/...`, and under `slowest` its slowest samples."""
+        its queue as `pool/NAME/...`, and under `slowest` its slowest samples; how the paid answers change as
+        `watch/...`, and under `alarms` the reasons of the alarms that ring."""
         counts = {f"status/{status.value}": self._statuses[status] for status in Status}
         pools = {f"pool/{name}/{key}": v for name, pool in self._pools.items() for key, v in pool.stats().items()}
         return counts | {
@@ -179,6 +184,8 @@ class RewardWorker:
             "unscored_fraction": self._unscored_fraction(),
             "too_many_unscored": self._too_many_unscored(),
             "slowest": {name: pool.slowest() for name, pool in self._pools.items()},
+            "alarms": self._watch.alarms(),
+            **self._watch.stats(),
             **pools,
         }
 

@@ -115,6 +115,7 @@ class Conductor:
         self._evaluations: set[asyncio.Task[None]] = set()
         self._evaluated_steps: set[int] = set()
         self._respawns = 0
+        self._alarms: set[tuple[str, str]] = set()
         self._stopping = False
         self._training = False
 
@@ -258,7 +259,15 @@ class Conductor:
             values = await _quietly(box.stats())
             if values:
                 self._check_unscored(values)
+                await self._tell_alarms(f"reward-{index}", values.get("alarms", {}))
                 await recorder.report(f"reward-{index}", _numbers(values))
+
+    async def _tell_alarms(self, worker: str, alarms: Mapping[str, str]) -> None:
+        """An event for each alarm that began to ring."""
+        ringing = {(worker, kind) for kind in alarms}
+        for _, kind in sorted(ringing - self._alarms):
+            await self._recorder.event("reward_alarm", {"worker": worker, "alarm": kind, "reason": alarms[kind]})
+        self._alarms = {alarm for alarm in self._alarms if alarm[0] != worker} | ringing
 
     async def _slowest_samples(self) -> list[dict[str, Any]]:
         """The samples whose verdicts took longest, over all reward workers and pools."""

@@ -112,6 +112,25 @@ class PoolConfig(Section):
     """Verdicts kept for answers that come again; 0 judges each anew, as a judge that samples must."""
 
 
+class WatchConfig(Section):
+    """When a change in what is paid looks like a way around the reward. Alarms are told; they stop nothing."""
+
+    window: int = Field(default=512, ge=2)
+    """Scored live samples, of one reward actor, in the baseline and among the newest."""
+    held_out: str | None = None
+    """A component of weight 0 that judges in another way; the reward should agree with it."""
+    max_length_drift: float = Field(default=1.5, gt=0)
+    """Rise of the mean length in tokens, in deviations of the baseline's samples."""
+    max_repetition_drift: float = Field(default=1.0, gt=0)
+    """Rise of the mean share of repeated word triples, in deviations."""
+    max_agreement_drop: float = Field(default=0.1, gt=0, le=1)
+    """Fall of the share of samples that reward and held-out component agree on."""
+    max_gap: float = Field(default=0.5, gt=0)
+    """Deviations the reward may rise more than the held-out component."""
+    max_same_answer: float = Field(default=0.5, gt=0, le=1)
+    """Share of the recent tasks that may get one and the same answer."""
+
+
 DEFAULT_POOL = "default"
 """The pool of components that name none."""
 
@@ -133,6 +152,8 @@ class RewardConfig(PoolConfig):
     """A group whose verdicts take longer is also given to another reward actor; None never is."""
     max_unscored_fraction: float = Field(default=0.2, gt=0, le=1)
     """The run stops with a clear error when more samples than this have no score over a window."""
+    watch: WatchConfig = WatchConfig()
+    """When to raise an alarm about what the reward pays for."""
 
     @model_validator(mode="after")
     def _clip_is_a_range(self) -> RewardConfig:
@@ -164,6 +185,16 @@ class RewardConfig(PoolConfig):
                 )
         if idle := sorted(self.pools.keys() - used):
             raise ValueError(f"reward.pools.{idle[0]} judges nothing: name it in a component, or drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _watch_names_a_measure(self) -> RewardConfig:
+        name = self.watch.held_out
+        if name is not None and (name not in self.components or self.components[name].weight != 0):
+            raise ValueError(
+                f"reward.watch.held_out={name!r} must name a component of weight 0: one that is paid for cannot tell "
+                "whether the reward is still right"
+            )
         return self
 
     @property

@@ -10,7 +10,7 @@ import pytest
 
 from actors.reward_worker import RewardWorker, TooManyUnscoredError
 from rewards.child import ChildStartError
-from rewards.config import RewardComponent, RewardConfig
+from rewards.config import RewardComponent, RewardConfig, WatchConfig
 from rewards.task import Task
 from rewards.trajectory import FinishReason
 from rewards.verdict import Status, Verdict
@@ -286,3 +286,17 @@ async def test_a_new_version_of_a_judge_judges_anew(worker_with):
         assert (verdict.components["right"], endpoint.calls) == (score, calls)
     with pytest.raises(ValueError, match="backend for pool 'juge', which judges nothing"):
         RewardWorker(pools_config(judge={}), backends={"juge": endpoint})
+
+
+async def test_live_samples_are_watched_and_those_of_an_evaluation_are_not(worker_with):
+    fair = RewardComponent(verifier=f"{POISON}:fair")
+    watch = WatchConfig(window=2, max_length_drift=1.0)
+    worker = worker_with(RewardConfig(components={"right": fair}, timeout_s=20.0, watch=watch))
+    await worker.score(TASK, ["5", "6"], ())
+    assert "watch/length_mean" not in await worker.stats()
+    for length in (4, 12):
+        samples = [make_trajectory(answer=range(4, 4 + length))] * 2
+        await worker.score(TASK, ["5", "6"], samples)
+    stats = await worker.stats()
+    assert (stats["watch/length_mean"], stats["watch/component/right_mean"]) == (12.0, 0.5)
+    assert stats["alarms"].keys() == {"length"}
