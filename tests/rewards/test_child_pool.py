@@ -131,6 +131,36 @@ async def test_a_group_verifier_that_fails_masks_the_group(pool_of):
     assert [(p["right"].status, p["right"].score) for p in hung] == [(Status.TIMEOUT, 0.0)] * 2
 
 
+BOMBS = [
+    r"\boxed{9^{9^{9^{9}}}}", r"\boxed{100000!}", r"\boxed{" + "9" * 100_000 + "}", r"\boxed{" + "(" * 50_000 + "}",
+    r"\boxed{\sum_{n=1}^{10^9} n}", "\\boxed{" * 20_000, r"\boxed{\int_0^1 x^{x^x} dx}", "<think>" * 50_000,
+    r"\boxed{" + r"\frac{1}{" * 500 + "2" + "}" * 501, r"\boxed{5^{5^{5^{5^{5^5}}}}}",
+]  # fmt: skip
+
+
+async def test_a_hundred_parser_bombs_and_then_an_honest_answer():
+    config = RewardConfig(
+        components={"right": RewardComponent(verifier="math")}, timeout_s=10.0, processes_per_worker=2
+    )
+    pool = ChildPool(config)
+    try:
+        await pool.start()
+        task = Task(task_id="t", prompt="p", reference=r"\frac{1}{2}")
+        bombs = [pool.judge(f"{' ' * i}{BOMBS[i % len(BOMBS)]}", task) for i in range(100)]
+        for verdict in await asyncio.gather(*bombs):
+            assert verdict.score == 0.0, verdict
+            assert verdict.seconds < 5.0
+        assert (await pool.judge(r"so \boxed{0.5}", task)).score == 1.0
+    finally:
+        pool.close()
+
+
+async def test_a_thousand_questions_at_once_keep_their_answers_apart(pool_of):
+    pool = pool_of("length", processes_per_worker=2)
+    verdicts = await judge_all(pool, ["x" * n for n in range(1000)])
+    assert [v.score for v in verdicts] == [float(n) for n in range(1000)]
+
+
 @settings(max_examples=5, deadline=None)
 @given(
     answers=st.lists(st.sampled_from(["fine", "exit", "shout", "hang"]), max_size=12),

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,30 @@ class TestThreats:
         assert run(source).stdout == b"ok\n"
         look = "import os\ntry: print(os.listdir('/tmp'))\nexcept OSError: print([])"
         assert run(look).stdout == b"[]\n"  # jobs do not see each other's files
+
+    def test_programs_at_the_same_time_share_no_place(self):
+        meet = (
+            "import os, sys, time\nmine, other = sys.argv[1:]\nfor f in ('/tmp', '/dev/shm', '/var/tmp'):\n"
+            "    try: open(f'{f}/braid-{mine}', 'w').write(mine)\n    except OSError: pass\n"
+            "time.sleep(1)\nfor f in ('/tmp', '/dev/shm', '/var/tmp'):\n"
+            "    try: print(open(f'{f}/braid-{other}').read())\n    except OSError: pass"
+        )
+        limits = sandbox.Limits(wall_s=20.0)
+        with ThreadPoolExecutor(2) as threads:
+            runs = [
+                threads.submit(sandbox.run_python, ["-c", meet, mine, other], limits=limits)
+                for mine, other in (("left", "right"), ("right", "left"))
+            ]
+        assert [(r.result().exit_code, r.result().stdout) for r in runs] == [(0, b""), (0, b"")]
+
+    def test_an_orphan_that_holds_the_pipes_is_not_waited_for(self):
+        source = (
+            "import os, time\ntry:\n    if os.fork() == 0: time.sleep(300)\nexcept OSError: pass\n"
+            "print('ok', flush=True); os._exit(0)"
+        )
+        start = time.monotonic()
+        assert run(source).stdout == b"ok\n"
+        assert time.monotonic() - start < 15
 
     def test_sockets_of_the_host_receive_nothing(self, tmp_path):
         tmp_path.chmod(0o777)
