@@ -143,8 +143,10 @@ class RolloutActor:
 
     def __init__(self, spec: RunSpec, worker_id: str, boxes: Boxes) -> None:
         spec = assembly.on_this_node(spec)
-        self._model_path = spec.model_path
-        scoring = ScorePool(boxes.scoring, lost=LOST, num_retries=spec.reward.num_retries)
+        self._model_path, reward = spec.model_path, spec.reward
+        scoring = ScorePool(
+            boxes.scoring, lost=LOST, num_retries=reward.num_retries, hedge_after_s=reward.hedge_worker_after_s
+        )
         ports = RolloutPorts(
             tasks=boxes.tasks,
             replay=boxes.replay,

@@ -67,7 +67,8 @@ async def build_local_parts(
     ports = LearnerPorts(
         ranks=(make_learner_rank(spec),), replay=replay, publish=store, checkpoint=checkpointer, report=recorder
     )
-    rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=ScorePool(scoring), weights=store, report=recorder)
+    pool = ScorePool(scoring, hedge_after_s=spec.reward.hedge_worker_after_s)
+    rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=pool, weights=store, report=recorder)
     names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
     return RunParts(
         model_path=spec.model_path,
