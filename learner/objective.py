@@ -17,6 +17,7 @@ Two stages keep the result independent of packing, micro-batch size and number o
        reference_logprobs    [N] nats                             if "reference_logprobs" in objective.needs
        proximal_logprobs     [N] nats, policy at the start of the update, optional: a batch that is used for one
                              update starts it at `logprobs`, so these are taken, without gradient, where it is missing
+       {label}/{column}      [N] what `learner.statistics` makes of all tokens, for a term whose loss has a statistic
 
    The log-prob of token n is the model's output one position earlier. Columns may hold anything, also NaN, where
    `plan.trained` is False, so the head need not be computed there; the first token of a sequence is never trained.
@@ -41,7 +42,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import ADVANTAGES, Float64Array, ScoredBatch
-from learner.config import Need, Term
+from learner.config import Need, ProtectedSurrogate, Term
 from learner.corrections import correction_weights
 from learner.losses.table import LOSSES
 from learner.ratios import effective_sample_fraction, mismatch_metrics
@@ -123,11 +124,25 @@ class Objective:
         self._labels = _labels(self._terms)
         for label, term in zip(self._labels, self._terms, strict=True):
             _check_advantage_options(label, term)
+        _refuse_two_floors(self._terms)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """One unique name per term."""
         return self._labels
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether a term's loss reads columns of `learner.statistics`, so that an update starts with a first pass."""
+        return any(term.loss.statistic is not None for term in self._terms)
+
+    @property
+    def vocabulary_floor(self) -> float | None:
+        """Share of the largest probability from which on a token counts to `kept_mass` of `learner.statistics`; None:
+        no term reads whole distributions."""
+        readers = [term.loss for term in self._terms if term.loss.reads_vocabulary]
+        floors = [loss.min_ratio for loss in readers if isinstance(loss, ProtectedSurrogate)]
+        return (floors or [1.0])[0] if readers else None
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -325,12 +340,19 @@ def _check_advantage_options(label: str, term: Term) -> None:
         )
 
 
+def _refuse_two_floors(terms: Sequence[Term]) -> None:
+    floors = sorted({term.loss.min_ratio for term in terms if isinstance(term.loss, ProtectedSurrogate)})
+    if len(floors) > 1:
+        raise ValueError(
+            f"terms of protected_surrogate ask for min_ratio {floors}, but one denoised policy is measured: give them "
+            "the same min_ratio"
+        )
+
+
 def _columns_of_term(label: str, term: Term, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The columns under the names a loss function gives them."""
     own = {"proximal_logprobs": columns["logprobs"].detach(), **columns}
-    for name in ("token_scale", "advantages"):
-        if f"{label}/{name}" in columns:
-            own[name] = columns[f"{label}/{name}"]
+    own |= {name.removeprefix(f"{label}/"): column for name, column in columns.items() if name.startswith(f"{label}/")}
     if term.ratio_to == "proximal":
         own["sampling_logprobs"] = own.get("behavior_logprobs", own["logprobs"])
         own["behavior_logprobs"] = own["proximal_logprobs"]

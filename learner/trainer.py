@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from learner.config import LearnerConfig, Need, Term
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
 from learner.packing import choose_layout, split_micro_batches
 from learner.policy import Policy
-from learner.sharding import init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
+from learner.sharding import add_over_ranks, init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
+from learner.statistics import MEASURES, Float64Array, statistic_columns
 from rewards.trajectory import Float32Array, Group
 
 SUPPLIED: frozenset[Need] = frozenset({"behavior_logprobs", "reference_logprobs", "entropy", "scores"})
@@ -211,7 +213,12 @@ class Trainer:
         """Gradients of the whole batch; returns loss, token counts and metrics summed over micro-batches and ranks."""
         inputs = [s.input_ids for s in sequences]
         share_prefixes = choose_layout(self.config.attention, inputs) == "shared_prompt"
-        columns = self._columns(groups, plan)
+        columns = {**self._columns(groups, plan)}
+        if self.objective.has_statistics:
+            with clock.phase("first_pass"):
+                measured = self._first_pass(plan, sequences, share_prefixes)
+            behavior = [t.behavior_logprobs for g in groups for t in g.trajectories]
+            columns |= statistic_columns(self._terms, plan, behavior, measured, step)
         taught, measured = _split_by_gradient(plan, [term.weight.at(step) for term in self._terms], sequences)
         parts = []
         for part, backward in ((taught, True), (measured, False)):
@@ -222,6 +229,26 @@ class Trainer:
                     parts.append(self._pass(batch, step, clock, backward=backward))
         totals = reduce_over_ranks(join_metrics(parts), is_maximum=is_maximum, world_size=self.world_size)
         return {**totals, "shared_prefixes": torch.tensor(float(share_prefixes))}
+
+    @torch.no_grad()
+    def _first_pass(
+        self, plan: BatchPlan, sequences: Sequence[TrainingSequence], share_prefixes: bool
+    ) -> dict[str, Float64Array]:
+        """MEASURES of all trained tokens at the start of the update, [num_trained_tokens] each; collective, and the
+        same on every rank."""
+        floor = self.objective.vocabulary_floor
+        names = MEASURES[:1] if floor is None else MEASURES
+        ends = np.cumsum([np.count_nonzero(mask) for mask in plan.trained])
+        measured = torch.zeros(len(names), plan.num_trained_tokens, dtype=torch.float64, device=self.device)
+        for chunk in self._my_chunks(sequences, plan, share_prefixes):
+            logprobs, measures = self.policy(self._collate(chunk, {}, share_prefixes), vocabulary_floor=floor)
+            self.policy.release()
+            places = [torch.arange(len(s.positions)) + (ends[s.trajectory] - len(s.positions)) for s in chunk]
+            if places:
+                rows = logprobs[None] if measures is None else torch.cat([logprobs[None], measures])
+                measured[:, torch.cat(places).to(self.device)] = rows.double()
+        table = add_over_ranks(measured, self.world_size).cpu().numpy()
+        return dict(zip(names, table, strict=True))
 
     def _my_chunks(
         self, sequences: Sequence[TrainingSequence], plan: BatchPlan, share_prefixes: bool

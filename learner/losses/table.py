@@ -28,6 +28,7 @@ from learner.losses.surrogate import (
     recentred_surrogate,
     soft_gate_surrogate,
 )
+from learner.losses.updatewide import UPDATE_WIDE_LOSSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ LOSSES: Mapping[str, LossEntry] = {
         entropy_bonus,
         *GROUP_LOSSES,
         *PREFERENCE_LOSSES,
+        *UPDATE_WIDE_LOSSES,
     )
 }
 """Name of a loss in a Term to what evaluates it."""
