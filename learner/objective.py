@@ -22,6 +22,7 @@ Two stages keep the result independent of packing, micro-batch size and number o
    `plan.trained` is False, so the head need not be computed there; the first token of a sequence is never trained.
 
 All tokens of a sequence belong to one call: losses and corrections may sum over them (`sequence_ids` of the plan).
+So do all members of a group where a loss compares them (`whole_groups`, `group_ids`).
 
 The caller adds up losses (and gradients) of its micro-batches and ranks as they are, without averaging; a framework
 that averages gradients over R ranks needs the loss times R. Metrics are joined by `join_metrics` and turned into
@@ -60,6 +61,7 @@ class TermPlan:
         advantages: [T] reward units, 0 outside the mask; None for a loss that reads no scores.
         num_tokens: masked tokens of the whole batch.
         num_sequences: trajectories with at least one masked token.
+        moves: per trajectory, whether it can have a gradient.
     """
 
     label: str
@@ -68,6 +70,7 @@ class TermPlan:
     advantages: tuple[Float32Array, ...] | None
     num_tokens: int
     num_sequences: int
+    moves: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,14 @@ class BatchPlan:
     Attributes:
         terms: in the order of the objective's terms.
         trained: [T] per trajectory, True on tokens that at least one term uses: only these need log-probs.
+        groups: per trajectory, the number of its group.
+        whole_groups: a term compares the members of a group, so they belong to one call of `Objective.loss`.
     """
 
     terms: tuple[TermPlan, ...]
     trained: tuple[BoolArray, ...]
+    groups: tuple[int, ...]
+    whole_groups: bool
 
     @property
     def columns(self) -> dict[str, tuple[Float32Array, ...]]:
@@ -89,6 +96,11 @@ class BatchPlan:
             # float32 like every column: exact up to 2^24 trajectories
             "sequence_ids": tuple(np.full(len(mask), i, dtype=np.float32) for i, mask in enumerate(self.trained))
         }
+        if self.whole_groups:
+            columns["group_ids"] = tuple(
+                np.full(len(mask), group, dtype=np.float32)
+                for group, mask in zip(self.groups, self.trained, strict=True)
+            )
         for term in self.terms:
             columns[f"{term.label}/token_scale"] = term.token_scale
             if term.advantages is not None:
@@ -137,7 +149,12 @@ class Objective:
             _plan_term(label, term, groups, trajectories) for label, term in zip(self._labels, self._terms, strict=True)
         )
         trained = tuple(np.logical_or.reduce(masks) for masks in zip(*(term.mask for term in terms), strict=True))
-        return BatchPlan(terms=terms, trained=trained)
+        return BatchPlan(
+            terms=terms,
+            trained=trained,
+            groups=tuple(i for i, group in enumerate(groups) for _ in group.trajectories),
+            whole_groups=any(term.loss.couples_groups for term in self._terms),
+        )
 
     def loss(self, columns: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """What these tokens contribute to the loss of a 0-based learner step.
@@ -231,6 +248,7 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
         _refuse_unknown_behavior(label, trajectories, masks)
     lengths = np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
     scales = _token_scales(lengths, term)
+    moving = advantages if advantages is not None and term.loss.silent_without_advantage else masks
     return TermPlan(
         label=label,
         mask=masks,
@@ -240,6 +258,7 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
         advantages=advantages,
         num_tokens=int(lengths.sum()),
         num_sequences=int(np.count_nonzero(lengths)),
+        moves=tuple(bool(np.any(array)) for array in moving),
     )
 
 

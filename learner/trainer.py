@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -216,7 +215,7 @@ class Trainer:
         taught, measured = _split_by_gradient(plan, [term.weight.at(step) for term in self._terms], sequences)
         parts = []
         for part, backward in ((taught, True), (measured, False)):
-            for chunk in self._my_chunks(part, share_prefixes):
+            for chunk in self._my_chunks(part, plan, share_prefixes):
                 with clock.phase("collate"):
                     batch = self._collate(chunk, columns, share_prefixes)
                 with torch.set_grad_enabled(backward):
@@ -224,7 +223,9 @@ class Trainer:
         totals = reduce_over_ranks(join_metrics(parts), is_maximum=is_maximum, world_size=self.world_size)
         return {**totals, "shared_prefixes": torch.tensor(float(share_prefixes))}
 
-    def _my_chunks(self, sequences: Sequence[TrainingSequence], share_prefixes: bool) -> list[list[TrainingSequence]]:
+    def _my_chunks(
+        self, sequences: Sequence[TrainingSequence], plan: BatchPlan, share_prefixes: bool
+    ) -> list[list[TrainingSequence]]:
         """This rank's micro-batches; as many as every other rank's."""
         if not sequences:
             return []
@@ -233,6 +234,7 @@ class Trainer:
             max_tokens=self.config.max_tokens_per_micro_batch,
             num_ranks=self.world_size,
             share_prefixes=share_prefixes,
+            together=[plan.groups[s.trajectory] for s in sequences] if plan.whole_groups else None,
         )
         return [[sequences[i] for i in chunk] for chunk in chunks[self.rank]]
 
@@ -324,16 +326,19 @@ def _split_by_gradient(
     """Sequences that move the weights, and those that are only measured: zero advantage or zero term weight.
 
     Groups whose answers all earned the same are common in RL; a forward pass is a third of the cost. When nothing
-    moves the weights all count as the first kind, so that the optimizer still sees gradients (zeros).
+    moves the weights all count as the first kind, so that the optimizer still sees gradients (zeros). Where a term
+    compares the members of a group, the group goes as its first moving member does.
     """
+    moving = {
+        plan.groups[i] if plan.whole_groups else i
+        for i in (sequence.trajectory for sequence in sequences)
+        if any(weight != 0.0 and term.moves[i] for weight, term in zip(weights, plan.terms, strict=True))
+    }
     taught, measured = [], []
     for sequence in sequences:
         index = sequence.trajectory
-        moves = any(
-            weight != 0.0 and np.any(term.mask[index] if term.advantages is None else term.advantages[index])
-            for weight, term in zip(weights, plan.terms, strict=True)
-        )
-        (taught if moves else measured).append(sequence)
+        unit = plan.groups[index] if plan.whole_groups else index
+        (taught if unit in moving else measured).append(sequence)
     return (taught, measured) if taught else (measured, taught)
 
 

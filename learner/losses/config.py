@@ -20,6 +20,10 @@ class LossParams(Section):
     """Base of the parameter models; `name` picks the torch function of the same name in `learner/losses/`."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    couples_groups: ClassVar[bool] = False
+    """A sequence's loss depends on the other members of its group, so a group must lie in one micro-batch."""
+    silent_without_advantage: ClassVar[bool] = True
+    """Advantages of 0 make no gradient; of a loss that reads scores."""
 
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the torch function."""
@@ -28,7 +32,7 @@ class LossParams(Section):
     @property
     def couples_tokens(self) -> bool:
         """A token's loss depends on other tokens of its sequence."""
-        return getattr(self, "level", "token") != "token"
+        return self.couples_groups or getattr(self, "level", "token") != "token"
 
 
 class ClippedSurrogate(LossParams):
@@ -235,6 +239,92 @@ class EntropyBonus(LossParams):
     needs: ClassVar[frozenset[Need]] = frozenset({"entropy"})
 
 
+class GroupLossParams(LossParams):
+    """Base of the losses over whole groups; most are meant for aggregation "sequence"."""
+
+    couples_groups: ClassVar[bool] = True
+    silent_without_advantage: ClassVar[bool] = False
+
+
+class GroupRegression(GroupLossParams):
+    """Centred sequence log-ratio regressed on the centred score (GVPO)."""
+
+    name: Literal["group_regression"] = "group_regression"
+    beta: float = Field(default=0.1, gt=0)
+    """Reward units per nat of log-ratio."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class ContrastivePolicyGradient(GroupLossParams):
+    """Squared differences of the members' regularised scores (CoPG)."""
+
+    name: Literal["contrastive_policy_gradient"] = "contrastive_policy_gradient"
+    beta: float = Field(default=0.5, gt=0)
+    """Reward units per nat of distance to the reference."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
+class OutcomeClassification(GroupLossParams):
+    """The log-ratio of an answer predicts whether it is right (PACS)."""
+
+    name: Literal["outcome_classification"] = "outcome_classification"
+    beta: float = Field(default=1.0, gt=0)
+    """Logits per nat of log-ratio."""
+    threshold: float = 0.5
+    """An answer with a larger score is right; goes with advantage "score"."""
+    baseline: Literal["leave_one_out", "none"] = "leave_one_out"
+    """What is subtracted from a member's log-ratio: the mean of the others, or nothing."""
+    balanced: bool = True
+    """Right and wrong answers of a group weigh the same together."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class GroupPreference(GroupLossParams):
+    """Winners of a group over its losers, and winners alike (GEPO, the preference part of OORL)."""
+
+    name: Literal["group_preference"] = "group_preference"
+    beta: float = Field(default=1.0, gt=0)
+    """Logits per nat of difference."""
+    variance_weight: float = Field(default=1.0, ge=0)
+    """Factor of the variance among winners."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
+class PairwisePreference(GroupLossParams):
+    """Better over worse members through log-ratios to the reference (DPO, IPO)."""
+
+    name: Literal["pairwise_preference"] = "pairwise_preference"
+    beta: float = Field(default=0.1, gt=0)
+    """Logits per nat (logistic); half the inverse of the wanted difference (squared)."""
+    form: Literal["logistic", "squared"] = "logistic"
+    """logistic: DPO, on sums over the sequence. squared: IPO, on means."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
+class OddsRatioPreference(GroupLossParams):
+    """Imitation of the better member and its odds against the worse, without reference (ORPO)."""
+
+    name: Literal["odds_ratio_preference"] = "odds_ratio_preference"
+    beta: float = Field(default=0.1, gt=0)
+    """Factor of the odds beside the imitation."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+
+
+class ProspectPreference(GroupLossParams):
+    """Good answers above a reference point, bad ones below (KTO)."""
+
+    name: Literal["prospect_preference"] = "prospect_preference"
+    beta: float = Field(default=0.1, gt=0)
+    """Logits per nat."""
+    reference_point: float | None = None
+    """Nats; None takes the group's own mean log-ratio, not below 0."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """Of answers with a positive advantage."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """Of the others."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
 Loss = Annotated[
     ClippedSurrogate
     | RatioSurrogate
@@ -255,6 +345,13 @@ Loss = Annotated[
     | SquaredLogRatio
     | RatioVariance
     | RehearsalDivergence
-    | EntropyBonus,
+    | EntropyBonus
+    | GroupRegression
+    | ContrastivePolicyGradient
+    | OutcomeClassification
+    | GroupPreference
+    | PairwisePreference
+    | OddsRatioPreference
+    | ProspectPreference,
     Field(discriminator="name"),
 ]
