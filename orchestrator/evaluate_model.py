@@ -95,10 +95,10 @@ def _by_split(
 
 
 def _result(tasks: Sequence[list[Verdict]], ks: Sequence[int]) -> SplitResult:
-    scores = [[v.score for v in verdicts if v.score is not None] for verdicts in tasks]
-    counts = [(len(s), sum(score > 0 for score in s)) for s in scores]
+    scored = [[v for v in verdicts if v.score is not None] for verdicts in tasks]
+    counts = [(len(verdicts), sum(v.is_right for v in verdicts)) for verdicts in scored]
     estimates = {k: estimate for k in ks if (estimate := _estimate(counts, k)) is not None}
-    return SplitResult(len(tasks), estimates, unscored=sum(map(len, tasks)) - sum(map(len, scores)))
+    return SplitResult(len(tasks), estimates, unscored=sum(map(len, tasks)) - sum(map(len, scored)))
 
 
 def _estimate(counts: Sequence[tuple[int, int]], k: int) -> Estimate | None:
