@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,16 +32,24 @@ def group_from_completions(
     sampling: SamplingRecord,
     *,
     group_id: str,
+    forced_ids: Sequence[int] = (),
+    train_prompt_ids: Sequence[int] | None = None,
 ) -> Group:
     """Single-turn answers of the live policy, exactly as the engine sampled them.
 
     Log-probs and version spans are copied as reported; whether they make sense is checked by the replay cache, so
     that a faulty engine is counted there and nothing is lost silently.
+
+    Args:
+        forced_ids: the beginning of every answer that the policy was made to continue.
+        train_prompt_ids: prompt the learner conditions on; None when it is `prompt_ids`.
     """
     members = tuple(
-        _live_trajectory(leased, group_id, index, prompt_ids, completion, sampling)
+        _live_trajectory(leased, group_id, index, prompt_ids, forced_ids, completion, sampling)
         for index, completion in enumerate(completions)
     )
+    if train_prompt_ids is not None:
+        members = tuple(replace(t, train_prompt_ids=np.asarray(train_prompt_ids, np.int32)) for t in members)
     return Group(
         group_id=group_id,
         prompt_id=leased.task.task_id,
@@ -59,12 +68,14 @@ def _live_trajectory(
     group_id: str,
     index: int,
     prompt_ids: Sequence[int],
+    forced_ids: Sequence[int],
     completion: Completion,
     sampling: SamplingRecord,
 ) -> Trajectory:
-    start, length = len(prompt_ids), len(completion.token_ids)
+    start, length = len(prompt_ids) + len(forced_ids), len(completion.token_ids)
     roles = np.full(start + length, Role.SAMPLED, dtype=np.int8)
-    roles[:start] = Role.CONTEXT
+    roles[:start] = Role.FORCED
+    roles[: len(prompt_ids)] = Role.CONTEXT
     logprobs = np.full(start + length, np.nan, dtype=np.float32)
     reported = min(length, len(completion.logprobs))
     logprobs[start : start + reported] = completion.logprobs[:reported]
@@ -73,7 +84,7 @@ def _live_trajectory(
         trajectory_id=f"{group_id}/{index}",
         group_id=group_id,
         source=Source.LIVE,
-        token_ids=np.concatenate([np.asarray(prompt_ids, np.int32), np.asarray(completion.token_ids, np.int32)]),
+        token_ids=np.concatenate([np.asarray(ids, np.int32) for ids in (prompt_ids, forced_ids, completion.token_ids)]),
         roles=roles,
         behavior_logprobs=logprobs,
         versions=tuple(VersionSpan(start + s.start, start + s.end, s.version) for s in completion.versions),

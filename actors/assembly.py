@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.assemble import expert_group
 from actors.config import EngineConfig, ReplayConfig, RolloutConfig, WeightsConfig
+from actors.contexts.config import GuidanceConfig
+from actors.contexts.policy import GuidancePolicy
 from actors.engines.protocol import Engine
 from actors.finisher import Finisher
 from actors.learner_worker import LearnerPlan, LearnerRank
@@ -16,6 +19,9 @@ from actors.renderer import Renderer
 from actors.replay.cache import ReplayCache
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
+from actors.rules.config import donor_tables
+from actors.samplers.config import CurriculumConfig
+from actors.samplers.order import make_order
 from actors.task_feed import TaskFeed
 from actors.weights import WeightStore
 from learner.config import LearnerConfig, Term
@@ -55,6 +61,8 @@ class RunSpec:
     seed: int
     incarnation: int = 0
     config_json: str = "{}"
+    guidance: GuidanceConfig = GuidanceConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
 
     @property
     def directory(self) -> Path:
@@ -84,10 +92,22 @@ def make_replay(spec: RunSpec) -> ReplayCache:
     return ReplayCache(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
 
 
+def task_feed_options(spec: RunSpec, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Keyword arguments of the run's TaskFeed."""
+    guided = bool(spec.guidance.contexts)
+    return {
+        "seed": spec.seed,
+        "log_dir": spec.directory / "tasks",
+        "order": make_order(spec.curriculum.sampler, tasks, spec.seed),
+        "guidance": GuidancePolicy(spec.guidance, spec.seed) if guided else None,
+        "stages": spec.curriculum.stages,
+        "tables": donor_tables(spec.rollout.rules),
+        "lease_timeout_s": spec.replay.ticket_timeout_s,
+    }
+
+
 def make_task_feed(spec: RunSpec, tasks: Sequence[Task]) -> TaskFeed:
-    return TaskFeed(
-        tasks, seed=spec.seed, log_dir=spec.directory / "tasks", lease_timeout_s=spec.replay.ticket_timeout_s
-    )
+    return TaskFeed(tasks, **task_feed_options(spec, tasks))
 
 
 def make_weight_store(spec: RunSpec) -> WeightStore:
@@ -110,6 +130,7 @@ def make_rollout_worker(spec: RunSpec, worker_id: str, ports: RolloutPorts) -> R
         Finisher(spec.rollout.rules),
         ports,
         seed=spec.seed,
+        cues={str(kind): cue for kind, cue in spec.guidance.cues.items()},
     )
 
 

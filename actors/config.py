@@ -76,6 +76,8 @@ class RolloutConfig(Section):
     """CPU cores Ray reserves for one worker; a number for scheduling, it limits nothing."""
     rules: tuple[str | dict[str, Any], ...] = ()
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
+    drop_greedily_solved: bool = False
+    """Each task is answered greedily first, and dropped when that answer is right (SELF)."""
 
     @model_validator(mode="after")
     def _prompt_has_room(self) -> RolloutConfig:

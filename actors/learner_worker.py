@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from actors.config import WeightsConfig
 from actors.engines.protocol import WeightUpdate
@@ -22,26 +25,62 @@ MAX_KEPT_BATCHES = 8
 """Batches of skipped steps that are kept for inspection; the first ones say the most."""
 
 
+@dataclass(frozen=True, slots=True)
+class StagedWeights:
+    """A copy of the weights as they were after some step, which later steps do not touch.
+
+    Attributes:
+        tensors: Hugging Face (for adapters PEFT) names and whole tensors in host memory, in the engine's dtype.
+        probe_logprobs: the learner's log-probs of `probe_token_ids` under these weights, nats.
+    """
+
+    tensors: tuple[tuple[str, Tensor], ...]
+    dtype: str
+    probe_token_ids: tuple[int, ...]
+    probe_logprobs: tuple[float, ...]
+
+
 class LearnerRank:
-    """One rank: a Trainer whose calls run one after another in a thread of their own, so the event loop stays free."""
+    """One rank: a Trainer whose calls run one after another in a thread of their own, so the event loop stays free.
+
+    What was copied out of the trainer (weights to publish, state to save) is written by a second thread, beside the
+    steps that follow.
+    """
 
     def __init__(self, trainer: Trainer, weights_directory: Path, *, incarnation: int) -> None:
         self._trainer = trainer
         self._directory = weights_directory
         self._incarnation = incarnation
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer")
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._staged: StagedWeights | None = None
+        self._saving: Future[Any] | None = None
 
     async def step(self, groups: Sequence[Group], step: int) -> StepReport:
         return await self._run(self._trainer.step, groups, step)
 
-    async def write_version(
-        self, version: PolicyVersion, step: int, dtype: str, probe_token_ids: tuple[int, ...]
-    ) -> WeightUpdate | None:
-        """All ranks take part in gathering; only rank 0 writes and returns the update."""
-        return await self._run(self._write_version, version, step, dtype, probe_token_ids)
+    async def stage_weights(self, dtype: str, probe_token_ids: tuple[int, ...]) -> None:
+        """Copies the current weights for `write_version`; all ranks take part in gathering, rank 0 keeps the copy."""
+        await self._run(self._stage_weights, dtype, probe_token_ids)
 
-    async def save(self, folder: str) -> None:
-        await self._run(self._trainer.save, Path(folder))
+    async def write_version(self, version: PolicyVersion, step: int) -> WeightUpdate:
+        """Writes what was staged last as a version, while the trainer may go on (rank 0 only)."""
+        staged, self._staged = self._staged, None
+        if staged is None:
+            raise RuntimeError(f"rank {self._trainer.rank} has no staged weights for version {version}")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._writer, self._write_version, staged, version, step
+        )
+
+    async def begin_save(self, folder: str) -> None:
+        """Copies the state of this rank; it is written beside the steps that follow."""
+        self._saving = await self._run(self._trainer.begin_save, Path(folder))
+
+    async def finish_save(self) -> None:
+        """Returns when this rank's part of the last `begin_save` is in its folder."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            await asyncio.wrap_future(saving)
 
     async def load(self, folder: str) -> None:
         await self._run(self._trainer.load, Path(folder))
@@ -52,25 +91,29 @@ class LearnerRank:
 
     async def close(self) -> None:
         self._thread.shutdown(wait=True)
+        self._writer.shutdown(wait=True)
 
-    def _write_version(
-        self, version: PolicyVersion, step: int, dtype: str, probe_token_ids: tuple[int, ...]
-    ) -> WeightUpdate | None:
+    def _stage_weights(self, dtype: str, probe_token_ids: tuple[int, ...]) -> None:
         probe = self._trainer.probe_logprobs(probe_token_ids)
-        tensors = self._trainer.named_weights()
-        if self._trainer.rank != 0:
-            for _ in tensors:
-                pass
-            return None
+        keep = self._trainer.rank == 0
+        tensors = tuple(
+            (name, tensor.detach().to("cpu", getattr(torch, dtype), copy=True))
+            for name, tensor in self._trainer.named_weights()
+            if keep
+        )
+        if keep:
+            self._staged = StagedWeights(tensors, dtype, probe_token_ids, tuple(float(x) for x in probe))
+
+    def _write_version(self, staged: StagedWeights, version: PolicyVersion, step: int) -> WeightUpdate:
         return write_version(
-            tensors,
+            staged.tensors,
             self._directory,
             version=version,
             step=step,
             incarnation=self._incarnation,
-            dtype=dtype,
-            probe_token_ids=probe_token_ids,
-            probe_logprobs=tuple(float(x) for x in probe),
+            dtype=staged.dtype,
+            probe_token_ids=staged.probe_token_ids,
+            probe_logprobs=staged.probe_logprobs,
             kind=self._trainer.weights_kind,
             adapter_config=self._trainer.adapter_config(),
         )
@@ -80,15 +123,19 @@ class LearnerRank:
 
 
 class RankPort(Protocol):
-    """One rank of the learner group, wherever it runs; every call is made on all ranks together."""
+    """One rank of the learner group, wherever it runs; every call but `write_version` is made on all ranks together."""
 
     async def step(self, groups: Sequence[Group], step: int) -> StepReport: ...
 
-    async def write_version(
-        self, version: PolicyVersion, step: int, dtype: str, probe_token_ids: tuple[int, ...]
-    ) -> WeightUpdate | None: ...
+    async def stage_weights(self, dtype: str, probe_token_ids: tuple[int, ...]) -> None: ...
 
-    async def save(self, folder: str) -> None: ...
+    async def write_version(self, version: PolicyVersion, step: int) -> WeightUpdate:
+        """What was staged last, by the first rank."""
+        ...
+
+    async def begin_save(self, folder: str) -> None: ...
+
+    async def finish_save(self) -> None: ...
 
     async def load(self, folder: str) -> None: ...
 
@@ -149,9 +196,14 @@ class LearnerWorker:
         self._step = 0
         self._published_step = self._durable_step = -1
         """Committed steps in the newest version and in the newest checkpoint."""
+        self._sealed_steps = 0
         self._skipped_in_a_row = 0
         self._batches: dict[int, list[str]] = {}
         """Group ids trained at each step of the surviving history: the authority the replay cache reconciles to."""
+        self._publishing: asyncio.Task[WeightUpdate] | None = None
+        self._saving: asyncio.Task[None] | None = None
+        """What is written beside the steps; at most one of each, so that a slow disk slows the run instead of filling
+        the memory."""
         self._stop = asyncio.Event()
 
     @property
@@ -172,16 +224,32 @@ class LearnerWorker:
 
     async def publish(self) -> WeightUpdate:
         """Writes the current weights as a new version and announces it."""
+        await self._begin_publish()
+        update = await self._published()
+        assert update is not None
+        return update
+
+    async def _begin_publish(self) -> None:
+        """Copies the weights; writing and announcing them goes on beside the next step."""
         plan, began = self._plan, time.monotonic()
-        version = await self._ports.publish.issue_version(self._step)
-        updates = await self._on_all_ranks(
-            "write_version", version, self._step, plan.weights_dtype, plan.probe_token_ids
-        )
-        update = next(u for u in updates if u is not None)
-        await self._ports.replay.announce_version(version, self._step)
-        await self._ports.publish.publish(update)
+        await self._published()
+        await self._on_all_ranks("stage_weights", plan.weights_dtype, plan.probe_token_ids)
         self._published_step = self._step
+        self._publishing = asyncio.create_task(self._write_and_announce(self._step))
         await self._ports.report.report("learner", {"publish_s": time.monotonic() - began}, step=self._step)
+
+    async def _published(self) -> WeightUpdate | None:
+        """The version in writing once it is out, or None when there is none; raises what went wrong with it."""
+        publishing, self._publishing = self._publishing, None
+        return None if publishing is None else await publishing
+
+    async def _write_and_announce(self, step: int) -> WeightUpdate:
+        began = time.monotonic()
+        version = await self._ports.publish.issue_version(step)
+        update = await self._ports.ranks[0].write_version(version, step)
+        await self._ports.replay.announce_version(version, step)
+        await self._ports.publish.publish(update)
+        await self._report_writing("publish_write_s", began)
         return update
 
     async def request_stop(self) -> None:
@@ -193,15 +261,28 @@ class LearnerWorker:
         committed steps."""
         loop = asyncio.get_running_loop()
         ends_at = None if self._plan.max_minutes is None else loop.time() + 60.0 * self._plan.max_minutes
-        while self._step < self._plan.num_steps and not self._stop.is_set():
-            lease = await self._next_batch(None if ends_at is None else ends_at - loop.time())
-            if lease is None:
-                break
-            await self._train(lease)
-        if self._published_step < self._step:
-            await self.publish()
-        await self._checkpoint()
+        try:
+            while self._step < self._plan.num_steps and not self._stop.is_set():
+                lease = await self._next_batch(None if ends_at is None else ends_at - loop.time())
+                if lease is None:
+                    break
+                await self._train(lease)
+            if self._published_step < self._step:
+                await self._begin_publish()
+            await self._published()
+            await self._begin_checkpoint()
+            await self._saved()
+        finally:
+            await self._settle_writing()
+        if self._durable_step > self._sealed_steps:
+            await self._seal(self._durable_step)  # the run it continues may have crashed before it did this
         return self._step
+
+    async def _settle_writing(self) -> None:
+        """Also after a fault: what is in writing was committed, so the run may go on from it."""
+        unfinished: list[asyncio.Task[Any]] = [t for t in (self._publishing, self._saving) if t is not None]
+        self._publishing = self._saving = None
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def _next_batch(self, timeout_s: float | None) -> BatchLease | None:
         """The next batch, or None when the time was up, a stop was requested or the run finished while waiting."""
@@ -209,14 +290,27 @@ class LearnerWorker:
             return None
         leasing = asyncio.ensure_future(self._ports.replay.lease(self._step))
         stopping = asyncio.ensure_future(self._stop.wait())
+        failing = asyncio.ensure_future(self._writing_failed())
         try:
-            await asyncio.wait({leasing, stopping}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({leasing, stopping, failing}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                await self._published()
+                await self._saved()
             return leasing.result() if leasing.done() else None
         except RunFinished:
             return None
         finally:
-            leasing.cancel()
-            stopping.cancel()
+            for waiting in (leasing, stopping, failing):
+                waiting.cancel()
+
+    async def _writing_failed(self) -> None:
+        """Returns only when something in writing failed: without its version no batch may ever come."""
+        writing = {task for task in (self._publishing, self._saving) if task is not None}
+        while writing:
+            done, writing = await asyncio.wait(writing, return_when=asyncio.FIRST_EXCEPTION)
+            if any(task.cancelled() or task.exception() is not None for task in done):
+                return
+        await asyncio.Event().wait()
 
     async def _train(self, lease: BatchLease) -> None:
         plan, began = self._plan, time.monotonic()
@@ -231,11 +325,11 @@ class LearnerWorker:
         self._step += 1
         train_s = time.monotonic() - began
         if self._step % plan.weights.publish_every == 0:
-            await self.publish()
+            await self._begin_publish()
         await self._ports.report.report("learner", self._measured(lease, report, train_s), step=self._step)
         self._count_skipped(report)
         if plan.checkpoint_every and self._step % plan.checkpoint_every == 0:
-            await self._checkpoint()
+            await self._begin_checkpoint()
 
     async def _report_skipped(self, lease: BatchLease, report: StepReport) -> None:
         """Keeps the batch for inspection, unless there are enough of them, and tells where it is."""
@@ -255,7 +349,7 @@ class LearnerWorker:
             )
 
     def _measured(self, lease: BatchLease, report: StepReport, train_s: float) -> dict[str, float]:
-        live = [t for g in lease.groups if g.source is Source.LIVE for t in g.trajectories]
+        live = [t for g in lease.groups for t in g.trajectories if t.source is Source.LIVE]
         scores = [t.score for t in live if t.score is not None]
         ages = list(lease.ages.values())
         values = {
@@ -284,17 +378,38 @@ class LearnerWorker:
         values |= {f"train_phase/{phase}_s": seconds for phase, seconds in report.seconds.items()}
         return values
 
-    async def _checkpoint(self) -> None:
-        """Everything up to the current step becomes durable, then the replay cache may forget what it covers."""
+    async def _begin_checkpoint(self) -> None:
+        """Copies everything up to the current step; it becomes durable beside the steps that follow."""
+        began = time.monotonic()
+        await self._saved()
         if self._durable_step < self._step:
-            began = time.monotonic()
             folder = await self._ports.checkpoint.begin(self._step)
-            await self._on_all_ranks("save", folder)
-            await self._ports.checkpoint.complete(self._step, self._batches, {"step": self._step})
-            self._durable_step = self._step
-            await self._ports.report.report("learner", {"checkpoint_s": time.monotonic() - began}, step=self._step)
-        if self._step > 0:
-            await self._ports.replay.seal(self._step - 1)
+            await self._on_all_ranks("begin_save", folder)
+            self._saving = asyncio.create_task(self._finish_checkpoint(self._step, dict(self._batches)))
+        await self._ports.report.report("learner", {"checkpoint_s": time.monotonic() - began}, step=self._step)
+
+    async def _saved(self) -> None:
+        """Returns when no checkpoint is in writing; raises what went wrong with it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            await saving
+
+    async def _finish_checkpoint(self, step: int, batches: Mapping[int, Sequence[str]]) -> None:
+        """Makes the checkpoint durable, then the replay cache may forget what it covers."""
+        began = time.monotonic()
+        await self._on_all_ranks("finish_save")
+        await self._ports.checkpoint.complete(step, batches, {"step": step})
+        self._durable_step = step
+        await self._seal(step)
+        await self._report_writing("checkpoint_write_s", began)
+
+    async def _report_writing(self, name: str, began: float) -> None:
+        """At the current step: a number of an earlier one would read as if the learner had gone back to it."""
+        await self._ports.report.report("learner", {name: time.monotonic() - began}, step=self._step)
+
+    async def _seal(self, steps: int) -> None:
+        await self._ports.replay.seal(steps - 1)
+        self._sealed_steps = steps
 
     async def export(self, folder: str) -> None:
         await self._on_all_ranks("export", folder)

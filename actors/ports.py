@@ -56,11 +56,25 @@ class LeasedTask:
     """Position in the deterministic stream of (epoch, order); with the run's seed it fixes the sampling seed."""
     row: LedgerRow | None = None
     """What was known of the prompt when the task was leased; None where no ledger is kept."""
+    donors: Mapping[str, tuple[Trajectory, ...]] = field(default_factory=dict)
+    """Answers of others to this very task, by table; `expert` holds the task's own, once they are judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a leased task: updates the prompt ledger once per group."""
+    """What became of a leased task: updates the prompt ledger once per group.
+
+    Attributes:
+        num_scored, num_correct: answers of the policy without help; of them right ones.
+        mean_score: reward units, over all scored answers of the policy.
+        helped_scored, helped_correct: the same of answers with help in their prompt.
+        context: what the group was sampled in.
+        history: counts of superseded samplings.
+        is_retired: the prompt is not drawn any more.
+        stashed: by table, members that become donors of later groups of the prompt.
+        forks: new tasks made from this one.
+        stage_change: set by the feed.
+    """
 
     lease_id: str
     group_id: str
@@ -71,6 +85,14 @@ class Outcome:
     version: PolicyVersion | None
     fate: str
     """stored, or dropped:<reason>."""
+    helped_scored: int = 0
+    helped_correct: int = 0
+    context: Context = Context()
+    history: Mapping[str, int] = field(default_factory=dict)
+    is_retired: bool = False
+    stashed: Mapping[str, tuple[Trajectory, ...]] = field(default_factory=dict)
+    forks: tuple[Task, ...] = ()
+    stage_change: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.assemble import group_from_completions
 from actors.config import RolloutConfig, WeightsConfig
+from actors.contexts.render import PLAIN
 from actors.engines.protocol import Engine, EngineError, SamplingRequest, WeightUpdate
-from actors.finisher import Drop, Finisher, Grow, Keep, Redo
+from actors.finisher import Decision, Finisher
+from actors.group_maker import GroupMaker, counted, merged, outcome_of
 from actors.model_folder import keep_as_model
 from actors.ports import (
     LeasedTask,
-    Outcome,
     ReportPort,
     RolloutReplayPort,
     RunFinished,
@@ -30,9 +29,11 @@ from actors.ports import (
     WeightPort,
 )
 from actors.renderer import Renderer
+from actors.rules.actions import Drop, Grow, Keep, Redo
+from actors.rules.config import donor_sources, measures_donors
 from actors.weights import ActivationReport, ReadLease, VersionGoneError, activate
 from rewards.task import Task
-from rewards.trajectory import Group, PolicyVersion, SamplingRecord
+from rewards.trajectory import Group, PolicyVersion
 from rewards.verdict import Verdict
 
 WEIGHT_POLL_S = 30.0
@@ -92,6 +93,7 @@ class RolloutWorker:
         ports: RolloutPorts,
         *,
         seed: int,
+        cues: Mapping[str, str] | None = None,
     ) -> None:
         self._id, self._config, self._weights_config = worker_id, config, weights
         self._engine, self._renderer, self._finisher, self._ports = engine, renderer, finisher, ports
@@ -106,6 +108,18 @@ class RolloutWorker:
         self._drained = asyncio.Event()
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._measures_donors = measures_donors(config.rules)
+        self._shows_experts = self._measures_donors or "expert" in donor_sources(config.rules)
+        self._maker = GroupMaker(
+            config,
+            engine,
+            renderer,
+            ports.scoring,
+            cues=cues or {},
+            seed=seed,
+            seconds=self._seconds,
+            counts=self._counts,
+        )
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -153,7 +167,7 @@ class RolloutWorker:
     async def stats(self) -> dict[str, float]:
         """Counters since start: engine totals, groups by fate, seconds by cause."""
         engine = await self._engine.stats()
-        counts = {f"groups_{fate}": float(n) for fate, n in self._counts.items()}
+        counts = {name: float(n) for name, n in self._counts.items()}
         return {**engine, **counts, **self._seconds, "policy_version": float(self._active_version)}
 
     # -- weights ------------------------------------------------------------------------------------------------
@@ -248,14 +262,15 @@ class RolloutWorker:
         try:
             await self._wait_for_step(ticket.min_step)
             leased = await self._ports.tasks.lease_task(self._id)
-            group, fate = await self._sample_until_settled(leased, ticket)
-            if fate == "stored":
-                await self._ports.replay.put(group)
+            decision = await self._sample_until_settled(leased, ticket)
+            if isinstance(decision.action, Keep):
+                await self._ports.replay.put(decision.group)
             else:
-                await self._ports.replay.return_ticket(ticket.ticket_id, fate)
+                await self._ports.replay.return_ticket(ticket.ticket_id, decision.fate)
             settled = True
-            self._counts[fate.replace(":", "_")] += 1
-            await self._ports.tasks.finish_task(_outcome(leased, group, fate))
+            self._counts[f"groups_{decision.fate.replace(':', '_')}"] += 1
+            forks = [self._maker.forked(fork, decision.group) for fork in decision.forks]
+            await self._ports.tasks.finish_task(outcome_of(leased, decision, forks))
         except EngineError as error:
             await self._ports.report.event("engine_failed", {"worker": self._id, "error": str(error)})
             raise
@@ -263,57 +278,42 @@ class RolloutWorker:
             if not settled:
                 await asyncio.shield(self._ports.replay.return_ticket(ticket.ticket_id, "failed"))
 
-    async def _sample_until_settled(self, leased: LeasedTask, ticket: Ticket) -> tuple[Group, str]:
+    async def _sample_until_settled(self, leased: LeasedTask, ticket: Ticket) -> Decision:
         """Samples, judges and applies the recipe's rules; redo and grow stay on the same ticket."""
-        group = await self._scored_group(leased, ticket, ticket.group_size, attempt=0)
+        leased = await self._prepared(leased)
+        solved = await self._probed(leased, ticket)
+        if solved is not None:
+            return Decision(Drop("probe_solved"), solved)
+        group = await self._maker.sample(leased, ticket, ticket.group_size, 0)
         for attempt in itertools.count(1):
-            match self._finisher.terminal_action(group, leased):
-                case Keep():
-                    return group, "stored"
-                case Drop(reason=reason):
-                    return group, f"dropped:{reason}"
+            decision = self._finisher.decide(group, leased)
+            match decision.action:
+                case Keep() | Drop():
+                    return decision
                 case Redo() | Grow() if attempt >= self._finisher.max_attempts:
-                    return group, "dropped:attempts_exhausted"
+                    return Decision(Drop("attempts_exhausted"), group)
                 case Redo(context=context):
                     again = replace(leased, context=context)
-                    fresh = await self._scored_group(again, ticket, ticket.group_size, attempt)
-                    group = replace(fresh, history=_counted(group, "redo"))
+                    fresh = await self._maker.sample(again, ticket, ticket.group_size, attempt, previous=group)
+                    group = replace(fresh, history=counted(group, "redo"))
                 case Grow(num=num, context=context):
-                    more = await self._scored_group(replace(leased, context=context), ticket, num, attempt)
-                    group = _merged(group, more)
+                    again = replace(leased, context=context)
+                    group = merged(group, await self._maker.sample(again, ticket, num, attempt, previous=group))
         raise AssertionError("unreachable: the loop above has no end")
 
-    async def _scored_group(self, leased: LeasedTask, ticket: Ticket, num: int, attempt: int) -> Group:
-        sampling = self._config.sampling
-        prompt_ids = self._renderer.prompt_ids(leased.task.messages)
-        seed = _seed_of(self._seed, leased.index, leased.attempt, attempt)
-        request = SamplingRequest(
-            max_new_tokens=sampling.max_new_tokens,
-            num_samples=num,
-            temperature=sampling.temperature,
-            stop_token_ids=self._renderer.stop_token_ids,
-            seed=seed,
-        )
-        began = time.monotonic()
-        completions = await self._engine.generate(prompt_ids, request)
-        self._seconds["generate_s"] += time.monotonic() - began
-        group = group_from_completions(
-            leased,
-            ticket,
-            prompt_ids,
-            completions,
-            SamplingRecord(temperature=sampling.temperature, seed=seed),
-            group_id=f"{ticket.ticket_id}.{leased.index}.{attempt}",
-        )
-        return await self._judged(leased.task, group)
+    async def _prepared(self, leased: LeasedTask) -> LeasedTask:
+        """The lease with the donors that rules ask for."""
+        if self._shows_experts:
+            return await self._maker.with_experts(leased, understood=self._measures_donors)
+        return leased
 
-    async def _judged(self, task: Task, group: Group) -> Group:
-        began = time.monotonic()
-        answers = [self._renderer.decode(t.token_ids[t.num_context_tokens :]) for t in group.trajectories]
-        verdicts = await self._ports.scoring.score(task, answers, group.trajectories)
-        self._seconds["score_s"] += time.monotonic() - began
-        members = tuple(t.with_verdict(v) for t, v in zip(group.trajectories, verdicts, strict=True))
-        return replace(group, trajectories=members)
+    async def _probed(self, leased: LeasedTask, ticket: Ticket) -> Group | None:
+        """The greedy answer alone, when it is right and the recipe learns from what is not."""
+        if not self._config.drop_greedily_solved:
+            return None
+        probe = await self._maker.sample(replace(leased, context=PLAIN), ticket, 1, -1, temperature=0.0)
+        score = probe.scores[0]
+        return probe if score is not None and score > 0 else None
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -365,47 +365,6 @@ class RolloutWorker:
         return EvaluatedTask(task.task_id, dict(task.tags), answers, tuple(verdicts))
 
 
-def _outcome(leased: LeasedTask, group: Group, fate: str) -> Outcome:
-    scores = [s for s in group.scores if s is not None]
-    return Outcome(
-        lease_id=leased.lease_id,
-        group_id=group.group_id,
-        prompt_id=group.prompt_id,
-        num_scored=len(scores),
-        num_correct=sum(s > 0 for s in scores),
-        mean_score=sum(scores) / len(scores) if scores else None,
-        version=group.oldest_version,
-        fate=fate,
-    )
-
-
 def _share_right(tasks: Sequence[EvaluatedTask]) -> float:
     scores = [v.score for task in tasks for v in task.verdicts if v.score is not None]
     return sum(score > 0 for score in scores) / len(scores) if scores else 0.0
-
-
-def _counted(group: Group, action: str) -> dict[str, int]:
-    history = Counter(group.history)
-    history[action] += 1
-    return dict(history)
-
-
-def _merged(group: Group, more: Group) -> Group:
-    """The members of both under the first one's id."""
-    offset = len(group.trajectories)
-    extra = tuple(
-        replace(t, group_id=group.group_id, trajectory_id=f"{group.group_id}/{offset + i}")
-        for i, t in enumerate(more.trajectories)
-    )
-    return replace(
-        group,
-        trajectories=(*group.trajectories, *extra),
-        num_asked=group.num_asked + len(extra),
-        history=_counted(group, "grow"),
-    )
-
-
-def _seed_of(*parts: int) -> int:
-    """A sampling seed that depends on run, task and attempt, never on which worker asks or when."""
-    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=4).digest()
-    return int.from_bytes(digest) & 0x7FFFFFFF

@@ -93,9 +93,7 @@ class TaskFeedActor(TaskFeed):
     """The task feed in a process of its own."""
 
     def __init__(self, spec: RunSpec, tasks: Sequence[Task]) -> None:
-        super().__init__(
-            tasks, seed=spec.seed, log_dir=spec.directory / "tasks", lease_timeout_s=spec.replay.ticket_timeout_s
-        )
+        super().__init__(tasks, **assembly.task_feed_options(spec, tasks))
 
 
 class WeightStoreActor(WeightStore):

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actors.contexts.policy import GuidancePolicy
+from actors.feed_state import fork_number, restore_state
 from actors.ledger import LedgerRow, PromptLedger
 from actors.ports import LeasedTask, Outcome
-from actors.replay.log import Journal, read_journal, read_json, write_json
+from actors.replay.log import BlockStore, Journal, write_json
+from actors.samplers.config import StageRule
+from rewards.codec import decode_group, encode_group
 from rewards.task import Task
-from rewards.trajectory import PolicyVersion
+from rewards.trajectory import Context, Group, Source, Trajectory
+from rewards.wire import task_from_json, task_to_json
 
 LEASE_TIMEOUT_S = 600.0
 """A task whose outcome is not known by then is leased again."""
-
-MAX_LAPSED = 4096
-"""Lapsed leases whose outcome is still counted should it come; of more, the oldest are forgotten."""
 
 Order = Callable[[PromptLedger, int], Sequence[int]]
 """Ledger and 0-based epoch to the positions of the tasks this epoch goes through, in order."""
@@ -38,145 +39,6 @@ def uniform_order(tasks: Sequence[Task], seed: int) -> Order:
     return order
 
 
-@dataclass(slots=True)
-class _Lease:
-    """One hand-out of the item `index`, which is the task at `position`.
-
-    Attributes:
-        lapsed: it ran out or its worker was released; an outcome that comes nevertheless is counted.
-        fulfilled: another lease of the same item has finished, so this one need not be repeated.
-    """
-
-    index: int
-    position: int
-    prompt_id: str
-    attempt: int
-    worker_id: str
-    lapsed: bool = False
-    fulfilled: bool = False
-
-
-class FeedState:
-    """Where the stream stands. Changes only by `apply(event)`, so a log of events rebuilds it; knows no task or clock.
-
-    An item is a place in the stream (`index`). It is waiting, leased, or finished; a lapsed lease puts it back among
-    the waiting ones, which come before anything new, oldest first.
-    """
-
-    def __init__(self) -> None:
-        self.boot = -1
-        self.tasks_digest = ""
-        self.num_tasks = 0
-        self.epoch = -1
-        self.order: list[int] = []
-        self.cursor = 0
-        self.next_index = 0
-        self.next_lease = 0
-        self.leases: dict[str, _Lease] = {}
-        """Handed out and without an outcome, in the order of hand-out."""
-        self.waiting: dict[int, tuple[int, int]] = {}
-        """Items to hand out again: index to position and next attempt."""
-        self.ledger = PromptLedger()
-        self.counters: Counter[str] = Counter()
-
-    def apply(self, event: Mapping[str, Any]) -> None:
-        getattr(self, f"_on_{event['kind']}")(event)
-
-    def _on_opened(self, event: Mapping[str, Any]) -> None:
-        self.boot, self.tasks_digest, self.num_tasks = event["boot"], event["digest"], event["tasks"]
-
-    def _on_epoch(self, event: Mapping[str, Any]) -> None:
-        self.epoch, self.order, self.cursor = event["epoch"], list(event["order"]), 0
-
-    def _on_leased(self, event: Mapping[str, Any]) -> None:
-        index, position, attempt = event["index"], event["position"], event["attempt"]
-        if self.waiting.pop(index, None) is None:
-            self.next_index += 1
-            self.cursor += 1
-        self.leases[event["lease"]] = _Lease(index, position, event["prompt"], attempt, event["worker"])
-        self.next_lease += 1
-        self.counters["leased"] += 1
-
-    def _on_lapsed(self, event: Mapping[str, Any]) -> None:
-        for lease_id in event["leases"]:
-            lease = self.leases[lease_id]
-            lease.lapsed = True
-            if not lease.fulfilled:
-                self.waiting[lease.index] = (lease.position, lease.attempt + 1)
-            self.counters["lapsed"] += 1
-        lapsed = [lease_id for lease_id, lease in self.leases.items() if lease.lapsed]
-        for lease_id in lapsed[: max(0, len(lapsed) - MAX_LAPSED)]:
-            del self.leases[lease_id]
-
-    def _on_finished(self, event: Mapping[str, Any]) -> None:
-        lease = self.leases.pop(event["lease"])
-        self.waiting.pop(lease.index, None)
-        for other in self.leases.values():
-            if other.index == lease.index:
-                other.fulfilled = True
-        self.ledger.count(_outcome_from(event))
-        self.counters["finished"] += 1
-        self.counters["finished_late"] += lease.lapsed
-
-    def active(self) -> dict[str, _Lease]:
-        """Leases somebody is expected to be working on."""
-        return {lease_id: lease for lease_id, lease in self.leases.items() if not lease.lapsed}
-
-    def was_issued(self, lease_id: str) -> bool:
-        """Leases of an earlier incarnation may have been handed out just before their record was lost."""
-        boot, _, number = lease_id.partition(".")
-        if not (boot.isdigit() and number.isdigit()):
-            return False
-        return int(boot) < self.boot or (int(boot) == self.boot and int(number) < self.next_lease)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **{name: getattr(self, name) for name in _SCALARS},
-            "order": self.order,
-            "leases": {lease_id: asdict(lease) for lease_id, lease in self.leases.items()},
-            "waiting": [[index, *item] for index, item in self.waiting.items()],
-            "ledger": self.ledger.to_json(),
-            "counters": dict(self.counters),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> FeedState:
-        state = cls()
-        for name in _SCALARS:
-            setattr(state, name, data[name])
-        state.order = list(data["order"])
-        state.leases = {lease_id: _Lease(**lease) for lease_id, lease in data["leases"].items()}
-        state.waiting = {index: (position, attempt) for index, position, attempt in data["waiting"]}
-        state.ledger = PromptLedger.from_json(data["ledger"])
-        state.counters = Counter(data["counters"])
-        return state
-
-
-_SCALARS = ("boot", "tasks_digest", "num_tasks", "epoch", "cursor", "next_index", "next_lease")
-
-
-def restore_state(log_dir: Path) -> FeedState:
-    """What a feed's folder remembers: its newest intact snapshot and the events after it. Only reads.
-
-    Raises:
-        CorruptLogError: the journal is damaged in the middle.
-    """
-    journal, snapshot = log_dir / "journal.jsonl", read_json(log_dir / "snapshot.json")
-    size = journal.stat().st_size if journal.exists() else 0
-    if snapshot is None or snapshot["position"] > size:
-        state, start = FeedState(), 0
-    else:
-        state, start = FeedState.from_json(snapshot["state"]), snapshot["position"]
-    for event, _ in read_journal(journal, start):
-        state.apply(event)
-    return state
-
-
-def read_ledger(log_dir: Path) -> list[LedgerRow]:
-    """The prompt ledger of a run that may be going on, from its files; for people."""
-    return restore_state(log_dir).ledger.rows()
-
-
 class TaskFeed:
     """Leases tasks in a deterministic stream and keeps the prompt ledger. Knows nothing of Ray.
 
@@ -189,6 +51,9 @@ class TaskFeed:
     Args:
         log_dir: folder of this feed alone; an existing one is continued.
         order: decides each epoch's order when it begins; `uniform_order` by default.
+        guidance: decides each item's context; None asks plainly.
+        stages: how the stage of a prompt follows its groups; None leaves it at 0.
+        tables: tables of donors that go out with their prompt.
         clock: seconds that never go back.
 
     Raises:
@@ -203,6 +68,9 @@ class TaskFeed:
         seed: int,
         log_dir: Path,
         order: Order | None = None,
+        guidance: GuidancePolicy | None = None,
+        stages: StageRule | None = None,
+        tables: Collection[str] = (),
         lease_timeout_s: float = LEASE_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -210,18 +78,20 @@ class TaskFeed:
             raise ValueError("a TaskFeed needs at least one task, got none: check tasks.source and tasks.num_train")
         self._tasks, self._order = tuple(tasks), order or uniform_order(tasks, seed)
         self._timeout_s, self._clock = lease_timeout_s, clock
+        self._guidance, self._stages, self._tables = guidance, stages, sorted(tables)
         self._num_repeated = 0
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
         self._state = restore_state(log_dir)
         self._journal = Journal(log_dir / "journal.jsonl")
+        self._blocks = BlockStore(log_dir / "donors")
         self._open()
         now = self._clock()
         self._granted_at = dict.fromkeys(self._state.active(), now)
         """Seconds by active lease, oldest first. After a restart every worker gets its whole time again."""
 
     async def lease_task(self, worker_id: str) -> LeasedTask:
-        """The oldest task that has to be repeated, else the next of the stream; never waits.
+        """The oldest task that has to be repeated, else the newest fork, else the next of the stream; never waits.
 
         Raises:
             ValueError: the order of a new epoch names no task, or one that does not exist.
@@ -232,11 +102,13 @@ class TaskFeed:
         if state.waiting:
             index = min(state.waiting)
             position, attempt = state.waiting[index]
+        elif state.pending_forks:
+            index, position, attempt = state.next_index, -1 - state.pending_forks[-1], 0
         else:
             if state.cursor == len(state.order):
                 self._begin_epoch()
             index, position, attempt = state.next_index, state.order[state.cursor], 0
-        task, lease_id = self._tasks[position], f"{state.boot}.{state.next_lease}"
+        task, lease_id = self._task_at(position), f"{state.boot}.{state.next_lease}"
         row = state.ledger.row(task.task_id)
         self._record(
             kind="leased",
@@ -248,7 +120,13 @@ class TaskFeed:
             worker=worker_id,
         )
         self._granted_at[lease_id] = self._clock()
-        return LeasedTask(lease_id=lease_id, task=task, attempt=attempt, index=index, row=row)
+        context = Context()
+        if self._guidance is not None and position >= 0:
+            context = self._guidance.context(index, task, row, state.epoch)
+        donors = {table: self._donors(task.task_id, table) for table in self._tables}
+        return LeasedTask(
+            lease_id=lease_id, task=task, context=context, attempt=attempt, index=index, row=row, donors=donors
+        )
 
     async def finish_task(self, outcome: Outcome) -> None:
         """Counts what became of a lease; repeating it is a no-op. Late is not too late: an answered attempt is one.
@@ -278,6 +156,7 @@ class TaskFeed:
             mean=outcome.mean_score,
             version=outcome.version,
             fate=outcome.fate,
+            **self._details(outcome),
         )
         self._granted_at.pop(outcome.lease_id, None)
 
@@ -290,7 +169,10 @@ class TaskFeed:
         """Makes everything up to now durable and shortens the way back; returns the file."""
         path = self._log_dir / "snapshot.json"
         self._journal.sync()
+        self._blocks.sync()
         write_json(path, {"position": self._journal.end, "state": self._state.to_json()})
+        tables = (tables.values() for tables in self._state.donors.values())
+        self._blocks.keep_only(blob for by_table in tables for rows in by_table for _, blob in rows)
         return str(path)
 
     async def ledger(self) -> list[LedgerRow]:
@@ -313,12 +195,64 @@ class TaskFeed:
             "outcomes_repeated": self._num_repeated,
             "prompts_tried": state.ledger.num_tried,
             "prompts_solved": state.ledger.num_solved,
+            "prompts_retired": state.ledger.num_retired,
+            "forks": state.counters["forks"],
+            "forks_forgotten": state.counters["forks_forgotten"],
+            "answers_stashed": state.counters["stashed"],
         }
         return {name: float(value) for name, value in values.items()}
 
     def close(self) -> None:
         """Closes the log; the feed must not be used any more."""
         self._journal.close()
+        self._blocks.close()
+
+    # -- donors, forks, stages ---------------------------------------------------------------------------------------
+
+    def _task_at(self, position: int) -> Task:
+        return self._tasks[position] if position >= 0 else task_from_json(self._state.forks[fork_number(position)])
+
+    def _donors(self, prompt_id: str, table: str) -> tuple[Trajectory, ...]:
+        """Answers that were stashed for a prompt, oldest first; one that cannot be read back is left out."""
+        rows = self._state.donors.get(prompt_id, {}).get(table, ())
+        blocks = [self._blocks.read(blob) for _, blob in rows]
+        return tuple(decode_group(block).trajectories[0] for block in blocks if block is not None)
+
+    def _details(self, outcome: Outcome) -> dict[str, Any]:
+        """What an event says beyond the counts of every outcome."""
+        stashed = {
+            table: [self._written(outcome.prompt_id, answer) for answer in answers]
+            for table, answers in outcome.stashed.items()
+        }
+        details = {
+            "helped_scored": outcome.helped_scored,
+            "helped_correct": outcome.helped_correct,
+            "retired": outcome.is_retired,
+            "stage_change": self._stage_change(outcome),
+            "history": dict(outcome.history),
+            "context": None if outcome.context == Context() else asdict(outcome.context),
+            "stashed": stashed,
+            "forks": [task_to_json(task) for task in outcome.forks],
+        }
+        return {name: value for name, value in details.items() if value}
+
+    def _written(self, prompt_id: str, answer: Trajectory) -> list[Any]:
+        """Packs one donor; its source is OWN_PAST from here on."""
+        group_id = f"stashed:{answer.trajectory_id}"
+        member = replace(answer, group_id=group_id, source=Source.OWN_PAST)
+        group = Group(group_id=group_id, prompt_id=prompt_id, source=Source.OWN_PAST, trajectories=(member,))
+        digest = hashlib.blake2b(answer.token_ids.tobytes(), digest_size=8).hexdigest()
+        return [digest, self._blocks.append("own", encode_group(group))]
+
+    def _stage_change(self, outcome: Outcome) -> int:
+        scored = outcome.num_scored + outcome.helped_scored
+        if self._stages is None or scored == 0:
+            return 0
+        rate = (outcome.num_correct + outcome.helped_correct) / scored
+        stage = self._state.ledger.row(outcome.prompt_id).stage
+        if rate >= self._stages.raise_from:
+            return int(stage < self._stages.highest)
+        return -int(rate <= self._stages.lower_to and stage > 0)
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
@@ -366,17 +300,3 @@ class TaskFeed:
             self._record(kind="lapsed", leases=list(lease_ids), reason=reason)
         for lease_id in lease_ids:
             del self._granted_at[lease_id]
-
-
-def _outcome_from(event: Mapping[str, Any]) -> Outcome:
-    version = event["version"]
-    return Outcome(
-        lease_id=event["lease"],
-        group_id=event["group"],
-        prompt_id=event["prompt"],
-        num_scored=event["scored"],
-        num_correct=event["correct"],
-        mean_score=event["mean"],
-        version=None if version is None else PolicyVersion(version),
-        fate=event["fate"],
-    )

@@ -48,11 +48,6 @@ def _own_group() -> dist.ProcessGroup:
     return group
 
 
-def save(trainer: Trainer, folder: Path) -> None:
-    """`begin_save` and wait."""
-    begin_save(trainer, folder).result()
-
-
 def load(trainer: Trainer, folder: Path) -> None:
     """Restores weights, optimizer and counters in place, from any number of ranks; collective.
 

@@ -377,8 +377,9 @@ def _readable(metrics: Mapping[str, float], num_tokens: int) -> dict[str, float]
         else:
             readable[name] = value
     for part in ("", "correction/"):
-        if num_tokens and f"{part}squared_ratio_sum" in metrics:
+        squared_mean = readable.pop(f"{part}squared_ratio_mean", None)
+        if num_tokens and squared_mean is not None:
             total, squares = metrics[f"{part}ratio_sum"], metrics[f"{part}squared_ratio_sum"]
             readable[f"{part}effective_sample_fraction"] = effective_sample_fraction(total, squares, num_tokens)
-            readable[f"{part}chi2"] = readable.pop(f"{part}squared_ratio_mean") - 1.0
+            readable[f"{part}chi2"] = squared_mean - 1.0
     return readable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,12 +172,15 @@ class Trainer:
         """A complete Hugging Face folder, adapters merged and, beside it, in PEFT layout; collective."""
         export.write_model_folder(self.policy, self._model_path, folder, writes=self.rank == 0)
 
-    def save(self, folder: Path) -> None:
-        """Sharded state of model, optimizer and trainer into `folder`, complete on return; collective."""
-        checkpoint.save(self, folder)
+    def begin_save(self, folder: Path) -> Future[Any]:
+        """Copies the sharded state of model, optimizer and trainer; steps may go on; collective.
+
+        The future is done when this rank's part is in `folder`.
+        """
+        return checkpoint.begin_save(self, folder)
 
     def load(self, folder: Path) -> None:
-        """Continues from `save`, also of another number of ranks; collective."""
+        """Continues from `begin_save`, also of another number of ranks; collective."""
         checkpoint.load(self, folder)
 
     def _make_policy(self, *, trained: bool) -> Policy:

@@ -243,6 +243,17 @@ def _add_during_a_run(add: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows to show (default: 40)")
     parser.add_argument("--json", action="store_true", help="all rows, as plain data")
 
+    parser = _command(
+        add,
+        "trace",
+        commands.trace,
+        "tell one sample's life from issue to gradient",
+        "  braid trace my-run t0-5.12.0/3\n  braid trace my-run arithmetic/12+34\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("id", metavar="ID", help="a group, a member GROUP/N, a ticket, or a prompt")
+    _add_runs(parser)
+
 
 def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     parser = _command(
@@ -280,6 +291,24 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
         help="default: the final model, or of an unfinished run the newest checkpoint",
     )
     _add_runs(parser)
+
+    parser = _command(
+        add,
+        "merge",
+        commands.merge,
+        "make one model of several that were trained from the same base",
+        "  braid merge ./model-a ./model-b --into ./both\n"
+        "  braid merge ./model-a ./model-b --into ./both --method ram --base ./base\n",
+    )
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="folder in Hugging Face format")
+    parser.add_argument("--into", type=Path, required=True, metavar="TARGET", help="an empty or new folder")
+    parser.add_argument(
+        "--method",
+        choices=("mean", "ram"),
+        default="mean",
+        help="ram: keep whole what only one changed (default: mean)",
+    )
+    parser.add_argument("--base", type=Path, metavar="MODEL", help="what all of them were trained from, for ram")
 
     parser = _command(
         add,

@@ -269,7 +269,7 @@ def audit(args: Namespace) -> int:
 
 def ledger(args: Namespace) -> int:
     """What is known of each prompt, hardest first."""
-    from actors.task_feed import read_ledger
+    from actors.feed_state import read_ledger
 
     run_dir = find_run(args.run, args.runs)
     rows = [asdict(row) for row in read_ledger(run_dir / "state" / "tasks")]
@@ -278,13 +278,26 @@ def ledger(args: Namespace) -> int:
         return 0
     rows.sort(key=lambda row: (row["successes"] / row["attempts"] if row["attempts"] else 2.0, row["prompt_id"]))
     width = max((len(row["prompt_id"]) for row in rows), default=6)
-    print(f"{'prompt'.ljust(width)}  groups  attempts  right  last rate")
+    print(f"{'prompt'.ljust(width)}  groups  attempts  right  last rate  helped  right  stage")
     for row in rows[: args.limit]:
         rate = "" if row["last_rate"] is None else f"{row['last_rate']:.2f}"
         counts = f"{row['groups']:6}  {row['attempts']:8}  {row['successes']:5}  {rate:>9}"
+        counts += f"  {row['helped_attempts']:6}  {row['helped_successes']:5}  {row['stage']:5}"
         print(f"{row['prompt_id'].ljust(width)}  {counts}{'  retired' if row['retired'] else ''}")
     if len(rows) > args.limit:
         print(f"{len(rows) - args.limit} more; --limit shows them")
+    return 0
+
+
+def trace(args: Namespace) -> int:
+    """One sample's life from issue to gradient."""
+    from orchestrator.trace import UnknownSampleError, trace_run
+
+    try:
+        lines = trace_run(find_run(args.run, args.runs), args.id)
+    except UnknownSampleError as error:
+        raise CommandError(str(error)) from error
+    print("\n".join(lines))
     return 0
 
 
@@ -434,6 +447,18 @@ def export(args: Namespace) -> int:
     else:
         shutil.copytree(_model_of(run_dir, which), target, dirs_exist_ok=True)
         print(target)
+    return 0
+
+
+def merge(args: Namespace) -> int:
+    """One model of several that were trained from the same base."""
+    from learner.merge import MergeError, merge_models
+
+    try:
+        num = merge_models(args.models, args.into, method=args.method, base=args.base)
+    except (MergeError, FileExistsError) as error:
+        raise CommandError(str(error)) from error
+    print(f"{args.into} ({num} tensors of {len(args.models)} models, {args.method})")
     return 0
 
 

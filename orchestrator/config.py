@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from actors.config import ReplayConfig, RolloutConfig, WeightsConfig
+from actors.contexts.config import GuidanceConfig
+from actors.rules.config import donor_sources
+from actors.samplers.config import CurriculumConfig
 from learner.config import LearnerConfig, Term
 from rewards.config import RewardConfig, Section, TaskConfig
 
@@ -70,6 +73,10 @@ class RunConfig(Section):
     """Which problems."""
     reward: RewardConfig = RewardConfig()
     """How answers are judged."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """In which order problems are asked, and what is remembered of them."""
+    guidance: GuidanceConfig = GuidanceConfig()
+    """Help in the prompts of live rollouts."""
     terms: tuple[Term, ...] = Field(min_length=1)
     """The loss: a weighted sum, each summand over the tokens of one source."""
     rollout: RolloutConfig = RolloutConfig()
@@ -103,14 +110,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sources_are_supplied(self) -> RunConfig:
+        spliced = donor_sources(self.rollout.rules) if self.replay.live_share > 0 else frozenset[str]()
         for index, term in enumerate(self.terms):
             if term.source == "live":
                 if self.replay.live_share == 0:
                     raise ValueError(f"terms[{index}] trains on live rollouts but the quotas leave none: lower them")
-            elif term.source not in self.replay.quotas:
+            elif term.source not in self.replay.quotas and term.source not in spliced:
                 raise ValueError(
                     f"terms[{index}] trains on source {term.source!r} but replay.quotas has no share for it, so "
-                    f"it would never see a token. Add replay.quotas={{'{term.source}': '1/4'}}."
+                    f"it would never see a token. Add replay.quotas={{'{term.source}': '1/4'}}, or a rule that "
+                    "splices donors of this source into groups."
                 )
         return self
 
@@ -121,6 +130,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"replay.quotas leave {self.replay.live_share} of each batch to live rollouts, but no term trains on "
                 "them: add a term with source 'live', or let the quotas sum to 1"
+            )
+        for source in sorted(donor_sources(self.rollout.rules) - trained):
+            raise ValueError(
+                f"rollout.rules splice answers of source {source!r} into groups, but no term trains on them: add a "
+                "term of that source, or leave the rule out"
             )
         for source, share in self.replay.quotas.items():
             if source not in trained:

@@ -10,7 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from actors.contexts.policy import as_context
+from actors.contexts.render import source_text
 from actors.renderer import Renderer, RenderError
+from actors.rules.config import donor_sources
 from orchestrator.config import RunConfig
 from orchestrator.resources import Available, learner_gpus_per_rank, requested
 from rewards.task import Task, TaskSet
@@ -82,6 +85,7 @@ def preflight(config: RunConfig, available: Available | None = None, *, trains: 
         problems += evaluation_problems(config, tasks)
         if trains:
             problems += expert_problems(config, tasks)
+            problems += help_problems(config, tasks)
     if model_path is not None:
         problems += context_problems(config, model_path)
         if tasks is not None:
@@ -256,8 +260,11 @@ def source_problems(config: RunConfig) -> Iterator[str]:
                 f"replay.quotas.{source}: nothing in this run supplies source {source!r}, so its share would never be "
                 f"filled: drop the quota; sources with a supplier are {', '.join(SUPPLIED_SOURCES)}"
             )
+    spliced = donor_sources(config.rollout.rules)
     for index, term in enumerate(config.terms):
         supplied = SUPPLIED if term.source == "live" else SUPPLIED - SUPPLIED_BY_LIVE
+        if term.source in spliced:
+            supplied |= SUPPLIED_BY_LIVE if term.source == "own_past" else {"scores"}
         missing = sorted(term.needs - supplied)
         if missing:
             yield (
@@ -342,6 +349,23 @@ def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
         yield (
             f"{num_expert} expert groups x replay.max_uses.expert={max_uses} are fewer than the {float(needed):g} that "
             f"{config.num_steps} steps take: raise max_uses, lower num_steps, or supply more responses"
+        )
+
+
+def help_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
+    """Help and donors that no training task has the text for, so that the method would silently be another one."""
+    for index, entry in enumerate(config.guidance.contexts):
+        for spec in filter(None, entry.contexts):
+            if not any(source_text(task, as_context(spec, 0)) for task in tasks.train):
+                yield (
+                    f"guidance.contexts[{index}]: kind={spec.kind!r} shows text={spec.text!r}, but none of the "
+                    f"{len(tasks.train)} training tasks has it, so all would be asked plainly: supply expert responses "
+                    "(tasks.options.response_column for files), or name a key of the tasks' metadata"
+                )
+    if "expert" in donor_sources(config.rollout.rules) and not any(task.expert for task in tasks.train):
+        yield (
+            f"rollout.rules splice expert answers into groups, but none of the {len(tasks.train)} training tasks has "
+            "one: supply them (tasks.options.response_column for files), or leave the rule out"
         )
 
 

@@ -92,4 +92,6 @@ def make_spec(config: RunConfig, files: RunFiles, model_path: Path, incarnation:
         seed=config.seed,
         incarnation=incarnation,
         config_json=config.model_dump_json(),
+        guidance=config.guidance,
+        curriculum=config.curriculum,
     )

@@ -72,16 +72,23 @@ class Context:
     """What stood in the prompt beside the task itself.
 
     Attributes:
-        kind: none, prefix, hint, plan, feedback, demo, role, tree.
-        amount: how much of it, in `unit`; None where not applicable.
-        unit: tokens, share or step.
+        kind: none, prefix, hint, plan, demo, feedback, role (see `actors.contexts.render`).
+        amount: how much of it, in `unit`; None is all of it.
+        unit: tokens, share or steps.
         reference: identifies the text that was shown.
+        removed: the learner conditions on the prompt without it (`Trajectory.train_prompt_ids`).
     """
 
     kind: str = "none"
     amount: float | None = None
     unit: str | None = None
     reference: str | None = None
+    removed: bool = False
+
+    @property
+    def is_help(self) -> bool:
+        """Whether right answers in it say less about the policy than plain ones; a role is an instruction only."""
+        return self.kind not in ("none", "role")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +241,17 @@ class Group:
             raise ValueError(f"group {self.group_id} holds trajectories of other groups: {strangers}")
 
     @property
+    def own_members(self) -> tuple[Trajectory, ...]:
+        """Members of the group's own source, in a live group the policy's answers; donors say nothing about it."""
+        return tuple(t for t in self.trajectories if t.source is self.source)
+
+    @property
     def oldest_version(self) -> PolicyVersion | None:
-        """Oldest version among trained sampled tokens of all members; None when every member is frozen."""
-        versions = [v for t in self.trajectories if (v := t.oldest_version) is not None]
+        """Oldest version among sampled tokens of members of the group's own source; None when they are frozen.
+
+        A donor in a live group keeps the versions that sampled it, but it is no reason to call the group old.
+        """
+        versions = [v for t in self.own_members if (v := t.oldest_version) is not None]
         return min(versions) if versions else None
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.finisher import RULES
+from actors.rules.table import RULES
 from learner.advantages import ADVANTAGES
 from learner.losses.table import LOSSES
 from orchestrator.cli import make_parser

@@ -12,6 +12,8 @@ from rewards.trajectory import LOGPROB_SLACK, Group, Source, Trajectory
 def fault_of(group: Group, versions: Container[int]) -> str | None:
     """Why a live group must not be trained on, or None.
 
+    Donors that rules put beside the policy's own answers are of other sources; what is unknown of them stays unknown.
+
     Reasons: not_live, duplicate_members, nothing_sampled, missing_logprobs, infinite_logprobs, positive_logprobs,
     no_versions, version_gap, unknown_version, unscored (fewer than two members with a score, or than one for a group
     of one).
@@ -20,13 +22,14 @@ def fault_of(group: Group, versions: Container[int]) -> str | None:
         versions: the announced policy versions.
     """
     members = group.trajectories
-    if group.source is not Source.LIVE or any(t.source is not Source.LIVE for t in members):
+    mislabelled = any(t.source in (Source.EXPERT, Source.TEACHER) and t.versions for t in members)
+    if group.source is not Source.LIVE or not group.own_members or mislabelled:
         return "not_live"
     if len({t.trajectory_id for t in members}) < len(members):
         return "duplicate_members"
     if group.num_sampled_tokens == 0:
         return "nothing_sampled"
-    for member in members:
+    for member in group.own_members:
         fault = _logprob_fault(member) or _version_fault(member, versions)
         if fault is not None:
             return fault

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ class FakeRank:
     def __init__(self, log: list[Any], index: int, skips: Callable[[int], bool] = lambda step: False) -> None:
         self._log, self._index, self._skips = log, index, skips
         self.before_step: Callable[[int], Any] = lambda step: None
+        self.before_write: Callable[[int], Awaitable[Any]] = lambda step: asyncio.sleep(0)
+        self.before_saved: Callable[[], Awaitable[Any]] = lambda: asyncio.sleep(0)
 
     async def step(self, groups: Sequence[Group], step: int) -> StepReport:
         self.before_step(step)
@@ -38,16 +40,20 @@ class FakeRank:
         await asyncio.sleep(0)
         return report(step, skipped=self._skips(step))
 
-    async def write_version(
-        self, version: PolicyVersion, step: int, dtype: str, probe_token_ids: tuple[int, ...]
-    ) -> WeightUpdate | None:
-        self._log.append(("write", self._index, version, step, dtype, probe_token_ids))
-        if self._index:
-            return None
+    async def stage_weights(self, dtype: str, probe_token_ids: tuple[int, ...]) -> None:
+        self._log.append(("stage", self._index, dtype, probe_token_ids))
+
+    async def write_version(self, version: PolicyVersion, step: int) -> WeightUpdate:
+        self._log.append(("write", self._index, version, step))
+        await self.before_write(step)
         return WeightUpdate(version=version, step=step, incarnation=0, path="", digest=str(version))
 
-    async def save(self, folder: str) -> None:
+    async def begin_save(self, folder: str) -> None:
         self._log.append(("save", self._index, folder))
+
+    async def finish_save(self) -> None:
+        self._log.append(("saved", self._index))
+        await self.before_saved()
 
     async def load(self, folder: str) -> None:
         self._log.append(("load", self._index, folder))

@@ -45,14 +45,17 @@ async def test_the_whole_life_of_one_step(tmp_path):
         ("train", 0, 0, ("g0",)),
         ("train", 1, 0, ("g0",)),
         ("commit", 0, "lease-0", {}),
+        ("stage", 0, "float32", PROBE),
+        ("stage", 1, "float32", PROBE),
         ("issue", 0, 1),
-        ("write", 0, 0, 1, "float32", PROBE),
-        ("write", 1, 0, 1, "float32", PROBE),
+        ("write", 0, 0, 1),
         ("announce", 0, 1),
         ("publish", 0, 1),
         ("begin", 1),
         ("save", 0, "folder-1"),
         ("save", 1, "folder-1"),
+        ("saved", 0),
+        ("saved", 1),
         ("complete", 1, {0: ["g0"]}, {"step": 1}),
         ("seal", 0),
     ]
@@ -91,7 +94,7 @@ async def test_weights_can_be_published_before_the_first_step():
     worker = make_worker(make_plan(1, publish_every=5), ports)
     update = await worker.publish()
     assert (update.version, update.step) == (0, 0)
-    assert ports.names() == ["issue", "write", "announce", "publish"]
+    assert ports.names() == ["stage", "issue", "write", "announce", "publish"]
 
 
 async def test_a_restored_run_goes_on_where_the_checkpoint_ends():
@@ -132,19 +135,24 @@ def test_whatever_the_intervals_and_faults_the_order_holds(data):
 
     last = asyncio.run(whole_run())
     trained = {step: [] if step in skips else [f"g{step}"] for step in range(start, last)}
-    committed, versions, durable = start, [], start if start else -1
+    committed, versions, staged, durable = start, [], [], start if start else -1
     for entry, previous in zip(ports.log, [("",), *ports.log], strict=False):
         match entry:
             case ("commit", step, lease_id, dropped):
                 assert (step, lease_id) == (committed, f"lease-{step}")
                 assert dropped == ({f"g{step}": "loss is nan"} if step in skips else {})
                 committed += 1
+            case ("stage", *_):
+                staged.append(committed)
+            case ("announce", version, step):
+                assert step == staged[-1]
             case ("publish", version, step):
                 assert previous == ("announce", version, step)
-                assert step == committed
                 versions.append(version)
+            case ("save", _, folder):
+                assert folder == f"folder-{committed}"
             case ("complete", step, batches, _):
-                assert step == committed
+                assert step <= committed
                 assert batches == earlier | {s: ids for s, ids in trained.items() if s < step}
                 durable = step
             case ("seal", step):
@@ -155,6 +163,77 @@ def test_whatever_the_intervals_and_faults_the_order_holds(data):
     assert ports.entries("publish")[-1][2] == last
     saved = [entry[1] for entry in ports.entries("complete")]
     assert saved == sorted(set(saved))
+
+
+# -- beside the steps ------------------------------------------------------------------------------------------------
+
+
+async def test_steps_go_on_while_a_version_is_written_and_a_checkpoint_becomes_durable():
+    ports, written, saved, third = FakePorts(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    worker = make_worker(make_plan(3, publish_every=2, checkpoint_every=2), ports)
+    ports.ranks[0].before_write = lambda step: written.wait()
+    ports.ranks[0].before_saved = saved.wait
+    ports.ranks[0].before_step = lambda step: step == 2 and third.set()
+    running = asyncio.create_task(worker.run())
+    await third.wait()
+    assert not {"announce", "publish", "complete", "seal"} & set(ports.names())
+    assert ("commit", 1, "lease-1", {}) in ports.log
+    written.set()
+    saved.set()
+    assert await running == 3
+    assert ports.entries("complete")[0] == ("complete", 2, {0: ["g0"], 1: ["g1"]}, {"step": 2})  # without step 2
+    assert [entry[-1] for entry in ports.entries("publish")] == [2, 3]
+    reported = [values["at"] for values in ports.reports]
+    assert reported == sorted(reported)  # an earlier step would read as a return to a checkpoint
+    assert ports.entries("seal") == [("seal", 1), ("seal", 2)]
+
+
+async def test_a_second_version_waits_for_the_first():
+    """Copies of the weights must not pile up behind a slow disk."""
+    ports, written = FakePorts(), asyncio.Event()
+    worker = make_worker(make_plan(3), ports)
+    ports.ranks[0].before_write = lambda step: written.wait()
+    running = asyncio.create_task(worker.run())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert (worker.step, ports.names().count("stage")) == (2, 1)
+    written.set()
+    assert await running == 3
+
+
+@pytest.mark.parametrize("box", ["before_write", "before_saved"])
+async def test_a_version_or_checkpoint_that_fails_ends_a_run_that_waits_for_a_batch(box):
+    """Without the version a batch may never come."""
+    ports = FakePorts(waits={1: None})
+    worker = make_worker(make_plan(5, checkpoint_every=1), ports)
+
+    async def fail(*_: Any) -> None:
+        await ports.leasing.wait()
+        raise OSError("no space left on device")
+
+    setattr(ports.ranks[0], box, fail)
+    with pytest.raises(OSError, match="no space left"):
+        await asyncio.wait_for(worker.run(), 5)
+    assert "complete" not in ports.names() or box == "before_write"
+
+
+async def test_what_was_copied_is_written_whatever_the_next_steps_do(policy_folder, tmp_path):
+    trainer = make_trainer(policy_folder)
+    rank = LearnerRank(trainer, tmp_path / "versions", incarnation=0)
+    await rank.stage_weights("float32", PROBE)
+    expected = {name: tensor.clone() for name, tensor in weights(trainer).items()}
+    await rank.begin_save(str(tmp_path / "state"))
+    await rank.step(batch(0), 0)
+    update = await rank.write_version(PolicyVersion(0), 0)
+    await rank.finish_save()
+    published = load_file(Path(update.path) / "model.safetensors")
+    assert all(torch.equal(published[name], tensor) for name, tensor in expected.items())
+    assert any(not torch.equal(published[name], tensor) for name, tensor in weights(trainer).items())
+    await rank.load(str(tmp_path / "state"))
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(trainer).items())
+    with pytest.raises(RuntimeError, match="no staged weights"):
+        await rank.write_version(PolicyVersion(1), 1)
+    await rank.close()
 
 
 # -- ends ------------------------------------------------------------------------------------------------------------
@@ -177,7 +256,8 @@ async def test_a_stop_request_lets_the_step_in_flight_finish():
     ports.ranks[0].before_step = lambda step: asyncio.ensure_future(worker.request_stop())
     assert await worker.run() == 1
     assert ports.names() == [
-        "lease", "train", "commit", "issue", "write", "announce", "publish", "begin", "save", "complete", "seal",
+        "lease", "train", "commit", "stage", "issue", "write", "announce", "publish",
+        "begin", "save", "saved", "complete", "seal",
     ]  # fmt: skip
 
 
@@ -415,8 +495,8 @@ async def test_an_adapter_is_written_activated_and_probed(make_engine, tiny_mode
     try:
         scores = [await engine.score(PROBE)]
         for version in range(3):
-            update = await rank.write_version(PolicyVersion(version), version, "float32", PROBE)
-            assert update is not None
+            await rank.stage_weights("float32", PROBE)
+            update = await rank.write_version(PolicyVersion(version), version)
             assert update.kind == "adapter"
             result = await activate(engine, update, tolerance=1e-4, clear_cache=True)
             assert result.probe_max_error is not None
@@ -447,8 +527,8 @@ async def test_an_adapter_is_written_activated_and_probed(make_engine, tiny_mode
 async def test_a_changed_scaling_beside_intact_tensors_is_found_before_the_engine_sees_it(policy_folder, tmp_path):
     trainer = make_trainer(policy_folder, CONFIG.model_copy(update={"lora": LoRAConfig(rank=2, alpha=4.0)}))
     rank = LearnerRank(trainer, tmp_path, incarnation=0)
-    update = await rank.write_version(PolicyVersion(0), 0, "float32", PROBE)
-    assert update is not None
+    await rank.stage_weights("float32", PROBE)
+    update = await rank.write_version(PolicyVersion(0), 0)
     file = Path(update.path) / "adapter_config.json"
     file.write_text(file.read_text().replace('"lora_alpha": 4.0', '"lora_alpha": 8.0'))
     with pytest.raises(CorruptVersionError, match="adapter_config"):

@@ -34,7 +34,15 @@ def test_an_untried_prompt_has_a_row_of_zeros():
 def test_groups_add_up_and_the_newest_rate_stays():
     ledger = counted(outcome(scored=4, correct=1, version=3), outcome(scored=3, correct=3, version=5))
     assert ledger.rows() == [
-        LedgerRow(prompt_id="p", groups=2, attempts=7, successes=4, last_rate=1.0, last_version=PolicyVersion(5))
+        LedgerRow(
+            prompt_id="p",
+            groups=2,
+            attempts=7,
+            successes=4,
+            last_rate=1.0,
+            last_version=PolicyVersion(5),
+            history=(0.25, 1.0),
+        )
     ]
 
 

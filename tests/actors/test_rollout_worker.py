@@ -14,9 +14,10 @@ import torch
 
 from actors.engines.protocol import EngineError
 from actors.engines.simulation import Faults, simulated_logprobs
-from actors.finisher import FREE_RULE_ATTEMPTS, Redo
+from actors.finisher import FREE_RULE_ATTEMPTS
 from actors.ports import StalledError
 from actors.renderer import Renderer
+from actors.rules.actions import Redo
 from actors.transports.shared_memory import delete_unless_read
 from actors.weights import ProbeFailedError, write_version
 from rewards.task import Task

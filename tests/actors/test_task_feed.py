@@ -10,11 +10,12 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from actors import task_feed
+from actors import feed_state
+from actors.feed_state import read_ledger
 from actors.ledger import LedgerRow, PromptLedger
 from actors.ports import LeasedTask, Outcome
 from actors.replay.log import CorruptLogError
-from actors.task_feed import TaskFeed, read_ledger, uniform_order
+from actors.task_feed import TaskFeed, uniform_order
 from rewards.task import Task
 from rewards.trajectory import PolicyVersion
 
@@ -132,6 +133,7 @@ async def test_an_outcome_is_counted_once(tmp_path):
             successes=1,
             last_rate=0.5,
             last_version=PolicyVersion(7),
+            history=(0.5,),
         )
     ]
     stats = await feed.stats()
@@ -200,7 +202,7 @@ async def test_a_late_outcome_beside_the_repetition_counts_both(tmp_path):
 
 
 async def test_lapsed_leases_are_not_remembered_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(task_feed, "MAX_LAPSED", 3)
+    monkeypatch.setattr(feed_state, "MAX_LAPSED", 3)
     feed = make_feed(tmp_path, num_tasks=20)
     leases = await lease_many(feed, 5)
     await feed.release_worker("w")

@@ -71,7 +71,7 @@ def run_rank(rank: int, world_size: int, model: Path, out: Path, checkpoint: Pat
         reports.append(trainer.step(batch(step), step))
         trainer.probe_logprobs([1, 2, 3])  # as before each publishing; it must not leave old weights gathered
     if checkpoint is not None:
-        trainer.save(checkpoint)
+        trainer.begin_save(checkpoint).result()
     trained = weights(trainer)
     skipped = trainer.step(poisoned_batch(), 7)
     after = weights(trainer)

@@ -28,7 +28,7 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(tiny_folder, tmp_path
     first = make_trainer(tiny_folder)
     for step in range(2):
         first.step(batch(step), step)
-    first.save(tmp_path / "state")
+    first.begin_save(tmp_path / "state").result()
     resumed = make_trainer(tiny_folder)
     resumed.load(tmp_path / "state")
     assert resumed.steps_done == 2
@@ -39,7 +39,7 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(tiny_folder, tmp_path
 
 def test_saving_before_the_first_step_changes_nothing(tiny_folder, tmp_path):
     saved, plain = make_trainer(tiny_folder), make_trainer(tiny_folder)
-    saved.save(tmp_path / "state")
+    saved.begin_save(tmp_path / "state").result()
     for trainer in (saved, plain):
         trainer.step(batch(0), 0)
     assert_bit_equal(weights(saved), weights(plain))
@@ -61,14 +61,16 @@ def test_lora_state_is_small_and_resumes(tiny_folder, tmp_path):
     config = CONFIG.model_copy(update={"lora": LoRAConfig(rank=2)})
     trainer = make_trainer(tiny_folder, config)
     trainer.step(batch(0), 0)
-    trainer.save(tmp_path / "state")
+    trainer.begin_save(tmp_path / "state").result()
     resumed = make_trainer(tiny_folder, config)
     resumed.load(tmp_path / "state")
     assert_bit_equal(weights(resumed), weights(trainer))
 
 
 def test_state_of_another_model_is_refused(tiny_folder, tmp_path):
-    make_trainer(tiny_folder, CONFIG.model_copy(update={"lora": LoRAConfig(rank=2)})).save(tmp_path / "state")
+    make_trainer(tiny_folder, CONFIG.model_copy(update={"lora": LoRAConfig(rank=2)})).begin_save(
+        tmp_path / "state"
+    ).result()
     with pytest.raises(CorruptCheckpointError, match="another model or adapter"):
         make_trainer(tiny_folder).load(tmp_path / "state")
     with pytest.raises(CorruptCheckpointError, match="no readable learner state"):

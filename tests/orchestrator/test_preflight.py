@@ -11,6 +11,7 @@ from orchestrator.preflight import (
     engine_problems,
     evaluation_problems,
     expert_problems,
+    help_problems,
     placement_problems,
     preflight,
     prompt_problems,
@@ -284,6 +285,15 @@ def test_verifiers_that_need_no_reference_and_those_of_users_are_left_alone():
         "reward.components={right: {verifier: final_number, required: false}, form: {verifier: format_tags}}"
     )
     assert not list(answer_problems(optional, unanswered))
+
+
+def test_help_and_donors_that_no_task_has():
+    expert = tasks(task(expert=(ExpertResponse(text="3"),)))
+    for name, word in (("prefixrl", "kind='prefix'"), ("luffy", "splice expert answers")):
+        (problem,) = help_problems(load_run_config(name), tasks(task()))
+        assert word in problem
+        assert not list(help_problems(load_run_config(name), expert))
+    assert not list(help_problems(load_run_config("agent_rlvr"), tasks(task())))
 
 
 def test_an_expert_quota_that_the_tasks_cannot_fill():

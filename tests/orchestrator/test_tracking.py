@@ -257,9 +257,7 @@ def test_prometheus_scrapes_the_numbers_of_a_run_from_ray(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(
-        address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=port, log_to_driver=False
-    )
+    ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=port, log_to_driver=False)
     try:
         run_dir = tmp_path / "run-1"
         run_dir.mkdir()

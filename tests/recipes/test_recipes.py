@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from actors.rules.config import donor_sources
 from orchestrator.load_config import load_run_config, recipe_names
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "datasets", "reasoning_gym", "wandb")
@@ -38,4 +39,49 @@ def test_a_recipe_is_named_like_its_file_and_says_where_its_values_come_from(nam
 def test_every_term_is_fed(name):
     config = load_run_config(name)
     supplied = set(config.replay.quotas) | ({"live"} if config.replay.live_share > 0 else set())
-    assert {term.source for term in config.terms} == supplied
+    spliced = donor_sources(config.rollout.rules)
+    assert {term.source for term in config.terms} == supplied | spliced
+
+
+DATA_METHODS = [
+    "prefixrl",
+    "pope",
+    "dr_po",
+    "ghpo",
+    "guide",
+    "kepo",
+    "agent_rlvr",
+    "fission_grpo",
+    "luffy",
+    "ampo",
+    "arpo_gui",
+    "bepa",
+    "rlep",
+    "exgrpo",
+    "repo",
+    "remix",
+    "dars_et",
+    "dars_hw",
+    "dars_b",
+    "brorl",
+    "one_shot",
+    "pcl",
+    "self_interference",
+    "npr",
+    "difficulty_pools",
+    "kimi_sampling",
+    "difficulty_band",
+    "sws",
+    "modomodo",
+    "light_r1",
+    "bfs_prover",
+    "totrl",
+    "demo_removed",
+    "signal_priority",
+    "dapo_band",
+]
+
+
+def test_methods_about_data_are_runnable_by_name():
+    assert len(set(DATA_METHODS)) >= 35
+    assert set(DATA_METHODS) <= set(recipe_names())

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from actors.config import EngineConfig, ReplayConfig, RolloutConfig, SamplingConfig
-from actors.finisher import Drop
+from actors.rules.actions import Drop
 from actors.tiny_model import _build_tokenizer
 from learner.config import (
     ClippedSurrogate,
@@ -23,6 +23,7 @@ from tests.learner.tiny_policy import tiny_model
 
 MAY_BE_SILENT = {
     "resumed_step",  # only after a crash
+    "contexts_too_long",  # only where help leaves no room for an answer
     "dropped_reports",  # only from a sink that is too slow
     "dropped/*",  # only when a group is refused or evicted
     "calls/*",  # only when a call is repeated or late

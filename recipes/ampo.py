@@ -1,0 +1,21 @@
+"""AMPO: the expert answers the policy understands best replace wrong ones where nobody is right."""
+
+from __future__ import annotations
+
+from orchestrator.config import RunConfig
+from recipes._guided import EXPERT_IN_GROUP, WHOLE_GROUP, guided_run
+
+
+def ampo() -> RunConfig:
+    """AMPO, SII-Enigma/AMPO: two donors of those at hand, by the probability they give the reference answer.
+
+    Donors are judged, not taken as right; the donor's own answer stays in front of the reference.
+    """
+    return guided_run(
+        "ampo",
+        rules=[
+            {"rule": "splice_donors", "source": "expert", "when": "failed", "count": 2, "pick": "understood"},
+            "drop_constant",
+        ],
+        terms=(WHOLE_GROUP, EXPERT_IN_GROUP),
+    )
