@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from actors.contexts.policy import GuidancePolicy
 from actors.engines.protocol import Engine
 from actors.finisher import Finisher
 from actors.learner_worker import LearnerPlan, LearnerRank
+from actors.model_store import resolve_model
 from actors.renderer import Renderer
 from actors.replay.cache import ReplayCache
 from actors.reward_worker import RewardWorker
@@ -30,7 +31,8 @@ from rewards.task import Task
 from rewards.trajectory import Group
 
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog. 12 + 34 = 46, and 7 is less than 9."
-"""Rendered once; its log-probs tell after every push whether an engine runs the weights it claims."""
+"""Its log-probs tell after every push whether an engine runs the weights it claims; without a chat template, which
+would double its cost and add nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +40,14 @@ class RunSpec:
     """What the boxes of one run are built from; crosses process boundaries.
 
     Attributes:
-        model_path: folder in Hugging Face format.
+        model: what the run was told to train: a known name, a folder or a hub id.
+        model_path: its folder in Hugging Face format, on the node of the driver.
         state_dir: durable state of the run (replay log, task log, checkpoints, issued versions).
-        weights_dir: folder of published versions on this node, on shared memory where there is any.
+        weights_dir: folder of published versions on the learner's node, in shared memory where there is any.
         incarnation: counts starts and resumes of the run.
     """
 
+    model: str
     model_path: str
     state_dir: str
     weights_dir: str
@@ -82,6 +86,17 @@ def make_engine(config: EngineConfig) -> Engine:
     from actors.engines.simulated import SimulatedEngine
 
     return SimulatedEngine(config)
+
+
+def on_this_node(spec: RunSpec) -> RunSpec:
+    """The spec with a model folder of this node: the driver's, where this node sees it, else the model by its name.
+
+    Raises:
+        ModelError: neither; says how to get it.
+    """
+    if (Path(spec.model_path) / "config.json").exists():
+        return spec
+    return replace(spec, model_path=str(resolve_model(spec.model)))
 
 
 def make_renderer(spec: RunSpec) -> Renderer:
@@ -153,7 +168,7 @@ def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = No
 
 def make_learner_plan(spec: RunSpec) -> LearnerPlan:
     renderer = make_renderer(spec)
-    probe = renderer.prompt_ids(({"role": "user", "content": PROBE_TEXT},))
+    probe = renderer.answer_ids(PROBE_TEXT)
     return LearnerPlan(
         num_steps=spec.num_steps,
         weights=spec.weights,

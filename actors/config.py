@@ -142,21 +142,14 @@ class WeightsConfig(Section):
     """Learner steps between two published versions."""
     keep_versions: int = Field(default=2, ge=1)
     """Versions kept in the store; older ones are deleted."""
-    transport: Literal["shared_memory", "object_store"] = "shared_memory"
-    """How a version reaches the engines: as files in `directory`, or through Ray's object store."""
+    transport: Literal["auto", "shared_files", "object_store"] = "auto"
+    """How a version reaches the engines. `shared_files`: every engine reads `directory`, which all nodes share.
+    `object_store`: every engine gets a copy for its node through Ray. `auto`: files on the learner's node, the object
+    store on every other one."""
     directory: str | None = None
-    """Folder of published versions, seen by learner and engines; None picks /dev/shm where there is one."""
+    """Folder of published versions, one on each node; None picks /dev/shm where there is one."""
     probe_tolerance: float = Field(default=1e-3, gt=0)
     """Largest mean |engine - learner| log-prob (nats) of the probe after an activation; above it the worker is
     quarantined. bfloat16 engines need about 0.1."""
     clear_cache: bool = True
     """True re-prefills running sequences under the new weights; False keeps their old KV cache (faster, not exact)."""
-
-    @model_validator(mode="after")
-    def _transport_is_connected(self) -> WeightsConfig:
-        if self.transport == "object_store":
-            raise ValueError(
-                "weights.transport='object_store' is carried out by no box of a run. Leave 'shared_memory', and where "
-                "engines run on other nodes than the learner, put weights.directory on a file system they all share."
-            )
-        return self

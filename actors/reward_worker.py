@@ -1,26 +1,25 @@
-"""Scores the answers of a group in killable children. Knows nothing of Ray."""
+"""Scores the answers of a group: every pool judges its components, and their verdicts become one. Knows nothing of
+Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import secrets
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rewards.config import RewardConfig
-from rewards.isolation import ChildPool
+from actors.reward_pool import Backend, RewardPool
+from rewards.child import ChildStartError
+from rewards.config import DEFAULT_POOL, RewardConfig
+from rewards.rubric import combine
+from rewards.sandbox import SandboxError
 from rewards.task import Task
 from rewards.trajectory import Trajectory
 from rewards.verdict import Status, Verdict
 from rewards.verifiers.length import SAMPLE_FACTS
+from rewards.watch import RewardWatch
 
-CACHED_STATUSES = frozenset({Status.SCORED, Status.NO_ANSWER, Status.REJECTED})
-"""Verdicts that say something about the answer alone; the others say something about this moment."""
-MAX_CACHED = 1 << 16
 UNSCORED_WINDOW = 256
 """Samples over which the unscored fraction is watched; it is judged once a quarter of the window is filled."""
 
@@ -32,16 +31,28 @@ class TooManyUnscoredError(RuntimeError):
 class RewardWorker:
     """Gives each answer a verdict.
 
-    Consumes: a task with its answers. Produces: one verdict per answer, in order. Waits for: a free child.
-    Unblocked by: the children's verdicts, or their time limit.
+    Consumes: a task with its answers. Produces: one verdict per answer, in order. Waits for: its pools. Unblocked by:
+    their verdicts, or their time limits.
+
+    Args:
+        backends: who judges behind a pool, by the pool's name, where that is not children of this process.
+
+    Raises:
+        ValueError: no components, or a backend for a pool that has none.
     """
 
-    def __init__(self, config: RewardConfig, *, window: int = UNSCORED_WINDOW) -> None:
+    def __init__(
+        self, config: RewardConfig, *, window: int = UNSCORED_WINDOW, backends: Mapping[str, Backend] | None = None
+    ) -> None:
+        if not config.components:
+            raise ValueError("reward.components is empty, so no answer could be scored: name at least one verifier")
+        backends = backends or {}
+        if unused := sorted(backends.keys() - set(config.pool_names)):
+            raise ValueError(f"backend for pool {unused[0]!r}, which judges nothing: name it in reward.components")
         self._config = config
-        self._pool = ChildPool(config)
-        self._rubric_id = json.dumps(config.model_dump(mode="json", include={"components", "floor", "clip"}))
-        self._cache: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._pools = {name: RewardPool(config.pool(name), backends.get(name)) for name in config.pool_names}
         self._recent_unscored: deque[bool] = deque(maxlen=window)
+        self._watch = RewardWatch(config.watch)
         self._statuses: Counter[Status] = Counter()
         self._num_cached = 0
         self._seconds = 0.0
@@ -52,8 +63,13 @@ class RewardWorker:
 
         Raises:
             ChildStartError: a verifier cannot be imported or is misconfigured.
+            SandboxError: model-written programs would be run, and the sandbox does not keep its promises here.
         """
-        await self._pool.start()
+        try:
+            await asyncio.gather(*(pool.start() for pool in self._pools.values()))
+        except (ChildStartError, SandboxError):
+            await self.close()
+            raise
 
     async def score(self, task: Task, answers: Sequence[str], trajectories: Sequence[Trajectory]) -> list[Verdict]:
         """One verdict per answer, in order. Equal answers of the same length in tokens are judged once.
@@ -68,42 +84,65 @@ class RewardWorker:
         """
         if trajectories and len(answers) != len(trajectories):
             raise ValueError(f"task {task.task_id!r}: {len(answers)} answers but {len(trajectories)} trajectories")
-        tasks = [with_sample_facts(task, trajectory) for trajectory in trajectories] or [task] * len(answers)
-        samples = list(zip(answers, tasks, strict=True))
-        keys = [self._key(answer, sample_task) for answer, sample_task in samples]
-        distinct = dict(zip(keys, samples, strict=True))
-        judged = await asyncio.gather(*(self._judge(key, *sample) for key, sample in distinct.items()))
-        by_key = dict(zip(distinct, judged, strict=True))
-        verdicts = [by_key[key] for key in keys]
+        facts = [sample_facts(trajectory) for trajectory in trajectories] or [None] * len(answers)
+        samples = [(answer, tuple((fact or {}).items())) for answer, fact in zip(answers, facts, strict=True)]
+        tasks = {sample: _with_facts(task, dict(sample[1])) for sample in samples}
+        by_sample = dict(
+            zip(tasks, await asyncio.gather(*(self._judge(s[0], t) for s, t in tasks.items())), strict=True)
+        )
+        of_group = await self._judge_group(task, answers, facts)
+        verdicts = []
+        for sample, group_parts in zip(samples, of_group, strict=True):
+            parts, is_cached = by_sample[sample]
+            verdict = combine(self._config, _in_order({**parts, **group_parts}, self._config.components))
+            if is_cached:
+                verdict = replace(verdict, extras={**verdict.extras, "cached": True})
+            self._num_cached += is_cached
+            verdicts.append(verdict)
+        for answer, trajectory, verdict in zip(answers, trajectories, verdicts, strict=False):  # an evaluation has none
+            self._watch.add(task.task_id, answer, trajectory.num_sampled_tokens, verdict)
         self._count(verdicts)
         return verdicts
 
-    async def _judge(self, key: bytes, answer: str, task: Task) -> Verdict:
-        cached = self._cache.get(key)
-        if cached is not None:
-            self._cache.move_to_end(key)
-            self._num_cached += 1
-            return replace(cached, extras={**cached.extras, "cached": True}, seconds=0.0)
-        verdict = await self._pool.judge(answer, task)
-        self._seconds += verdict.seconds
-        if verdict.status in CACHED_STATUSES:
-            self._cache[key] = verdict
-            if len(self._cache) > MAX_CACHED:
-                self._cache.popitem(last=False)
-        return verdict
+    async def explain(self, task: Task, answer: str) -> tuple[Verdict, dict[str, Verdict]]:
+        """The verdict on one answer, which is a group of its own, and the verdicts it was made from by component."""
+        parts, _ = await self._judge(answer, task)
+        (group_parts,) = await self._judge_group(task, [answer], [None])
+        ordered = _in_order({**parts, **group_parts}, self._config.components)
+        return combine(self._config, ordered), ordered
 
-    def _key(self, answer: str, task: Task) -> bytes:
-        """Hash of all a verdict may depend on; the verifiers' code does not change while this process lives.
+    async def _judge(self, answer: str, task: Task) -> tuple[dict[str, Verdict], bool]:
+        """Verdicts of all components of scope `sample`, and whether all pools knew them."""
+        pools = [pool for pool in self._pools.values() if "sample" in pool.scopes]
+        judged = await asyncio.gather(*(pool.judge(answer, task) for pool in pools))
+        parts = {name: verdict for one in judged for name, verdict in one.parts.items()}
+        self._seconds += sum(verdict.seconds for verdict in parts.values())
+        return parts, bool(judged) and all(one.is_cached for one in judged)
 
-        A task that cannot be written down is like no other: the pool says what is wrong with it.
+    async def _judge_group(
+        self, task: Task, answers: Sequence[str], facts: Sequence[Mapping[str, Any] | None]
+    ) -> list[dict[str, Verdict]]:
+        """Verdicts of all components of scope `group`, per answer."""
+        pools = [pool for pool in self._pools.values() if "group" in pool.scopes]
+        if not pools or not answers:
+            return [{} for _ in answers]
+        with_facts = _with_facts(task, list(facts) if facts[0] is not None else None)
+        judged = await asyncio.gather(*(pool.judge_group(answers, with_facts) for pool in pools))
+        merged = [
+            {name: v for parts in of_answer for name, v in parts.items()} for of_answer in zip(*judged, strict=True)
+        ]
+        self._seconds += sum(verdict.seconds for parts in merged for verdict in parts.values())
+        return merged
+
+    def resize(self, num_processes: int, *, pool: str = DEFAULT_POOL) -> None:
+        """Changes how many answers a pool judges at a time, while it goes on.
+
+        Raises:
+            ValueError: no such pool, or num_processes < 1.
         """
-        prompt = task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt]
-        content = [self._rubric_id, task.task_id, prompt, task.reference, task.metadata, answer]
-        try:
-            text = json.dumps(content, default=repr)
-        except (TypeError, ValueError, RecursionError):
-            return secrets.token_bytes(32)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        if pool not in self._pools:
+            raise ValueError(f"no reward pool {pool!r}: choose from {sorted(self._pools)}")
+        self._pools[pool].backend.resize(num_processes)
 
     def _count(self, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts:
@@ -132,30 +171,45 @@ class RewardWorker:
 
     async def stats(self) -> dict[str, Any]:
         """Totals since the start (samples by status, cache hits, child deaths, seconds in verifiers), the share of
-        recent samples without a score, and under `too_many_unscored` why the run should stop, or None."""
+        recent samples without a score, and under `too_many_unscored` why the run should stop, or None; of each pool
+        its queue as `pool/NAME/...`, and under `slowest` its slowest samples; how the paid answers change as
+        `watch/...`, and under `alarms` the reasons of the alarms that ring."""
         counts = {f"status/{status.value}": self._statuses[status] for status in Status}
+        pools = {f"pool/{name}/{key}": v for name, pool in self._pools.items() for key, v in pool.stats().items()}
         return counts | {
             "samples": self._statuses.total(),
             "cached": self._num_cached,
-            "child_deaths": self._pool.num_deaths,
+            "child_deaths": sum(getattr(pool.backend, "num_deaths", 0) for pool in self._pools.values()),
             "verifier_s": self._seconds,
             "unscored_fraction": self._unscored_fraction(),
             "too_many_unscored": self._too_many_unscored(),
+            "slowest": {name: pool.slowest() for name, pool in self._pools.items()},
+            "alarms": self._watch.alarms(),
+            **self._watch.stats(),
+            **pools,
         }
 
     async def close(self) -> None:
         """Ends all children; calls in flight come back as `cancelled`."""
-        await asyncio.to_thread(self._pool.close)
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
 
-def with_sample_facts(task: Task, trajectory: Trajectory) -> Task:
-    """The task with what a verifier may want to know of the sample beside its text."""
-    facts = {
+def sample_facts(trajectory: Trajectory) -> dict[str, Any]:
+    """What a verifier may want to know of the sample beside its text."""
+    return {
         "num_tokens": trajectory.num_sampled_tokens,
         "truncated": trajectory.truncated,
         "finish_reason": trajectory.finish_reason.value,
     }
-    return replace(task, metadata={**task.metadata, SAMPLE_FACTS: facts})
+
+
+def _with_facts(task: Task, facts: Any) -> Task:
+    """The task with the facts of its sample, or of each sample of its group."""
+    return replace(task, metadata={**task.metadata, SAMPLE_FACTS: facts}) if facts else task
+
+
+def _in_order(parts: Mapping[str, Verdict], names: Mapping[str, Any]) -> dict[str, Verdict]:
+    return {name: parts[name] for name in names}
 
 
 def _error_of(extras: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import assembly
 from actors.assembly import RunSpec
@@ -22,12 +23,16 @@ from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.run_checkpoint import RunCheckpointer
 from actors.task_feed import TaskFeed
-from actors.weights import WeightStore
+from actors.transports.object_store import NodeMirror, ShippedVersion, Shipper, mirror_folder, remove_versions
+from actors.transports.tensor_file import Bytes
+from actors.weights import VersionGoneError, WeightStore
 from rewards.task import Task
-from rewards.trajectory import Group
+from rewards.trajectory import Group, PolicyVersion
 
 LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
 """A process of the run is gone or cannot be reached."""
+
+REMOVE_TIMEOUT_S = 30.0
 
 RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Waits between tries of a keyed call; a replacement actor of the same name usually answers by then."""
@@ -96,13 +101,34 @@ class TaskFeedActor(TaskFeed):
         super().__init__(tasks, **assembly.task_feed_options(spec, tasks))
 
 
+class RayChunks:
+    """ChunkPort over Ray's object store; the actor that puts a chunk owns it."""
+
+    async def put(self, chunk: Bytes) -> Any:
+        return await asyncio.to_thread(ray.put, chunk)
+
+    async def get(self, reference: Any) -> Bytes:
+        return await reference
+
+
 class WeightStoreActor(WeightStore):
-    """The weight store in a process of its own."""
+    """The weight store in a process of its own, on the learner's node; ships versions to the others."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(
             Path(spec.weights_dir), state_dir=spec.directory / "weights", keep_versions=spec.weights.keep_versions
         )
+        self._shipper = Shipper(RayChunks())
+
+    async def node(self) -> str:
+        return _this_node()
+
+    async def shipped(self, version: PolicyVersion) -> ShippedVersion:
+        """Raises VersionGoneError when the version is not the newest any more."""
+        update = await self.newest()
+        if update is None or update.version != version:
+            raise VersionGoneError(f"version {version} is not the newest any more")
+        return await self._shipper.shipped(update)
 
 
 class RewardActor(RewardWorker):
@@ -116,14 +142,23 @@ class RolloutActor:
     """A rollout worker, its engine and its ports in a process of its own."""
 
     def __init__(self, spec: RunSpec, worker_id: str, boxes: Boxes) -> None:
-        scoring = ScorePool(boxes.scoring, lost=LOST, num_retries=spec.reward.num_retries)
+        spec = assembly.on_this_node(spec)
+        self._model_path, reward = spec.model_path, spec.reward
+        scoring = ScorePool(
+            boxes.scoring, lost=LOST, num_retries=reward.num_retries, hedge_after_s=reward.hedge_worker_after_s
+        )
         ports = RolloutPorts(
-            tasks=boxes.tasks, replay=boxes.replay, scoring=scoring, weights=boxes.weights, report=boxes.report
+            tasks=boxes.tasks,
+            replay=boxes.replay,
+            scoring=scoring,
+            weights=_weights_for_this_node(spec, boxes.weights),
+            report=boxes.report,
         )
         self._worker: RolloutWorker = assembly.make_rollout_worker(spec, worker_id, ports)
 
     async def start(self, model_path: str) -> None:
-        await self._worker.start(model_path)
+        del model_path  # the folder on the node of the caller
+        await self._worker.start(self._model_path)
 
     async def run(self, *, sample: bool = True) -> None:
         await self._worker.run(sample=sample)
@@ -145,9 +180,12 @@ class LearnerRankActor:
     """A rank of the learner group; rank 0 also leads."""
 
     def __init__(self, spec: RunSpec, rank: int) -> None:
-        self._spec, self._rank = spec, rank
+        self._spec, self._rank = assembly.on_this_node(spec), rank
         self._own: LearnerRank | None = None
         self._leader: LearnerWorker | None = None
+
+    def node(self) -> str:
+        return _this_node()
 
     def free_address(self) -> str:
         """Where the ranks can meet: a free port of this node."""
@@ -212,16 +250,16 @@ class RemoteLeader:
         return call
 
 
-def spawn_replay(spec: RunSpec, namespace: str) -> ActorPort:
-    return _named(ReplayActor, "replay", namespace, spec)
+def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort:
+    return _named(ReplayActor, "replay", namespace, spec, node=node)
 
 
-def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task]) -> ActorPort:
-    return _named(TaskFeedActor, "tasks", namespace, spec, tasks)
+def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task], node: str) -> ActorPort:
+    return _named(TaskFeedActor, "tasks", namespace, spec, tasks, node=node)
 
 
-def spawn_weight_store(spec: RunSpec, namespace: str) -> ActorPort:
-    return _named(WeightStoreActor, "weights", namespace, spec)
+def spawn_weight_store(spec: RunSpec, namespace: str, node: str) -> ActorPort:
+    return _named(WeightStoreActor, "weights", namespace, spec, node=node)
 
 
 def spawn_reward_workers(spec: RunSpec, namespace: str) -> list[ActorPort]:
@@ -241,19 +279,33 @@ def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: B
     return ActorPort(actor.remote(spec, worker_id, boxes))
 
 
-async def spawn_learner(spec: RunSpec, namespace: str, boxes: Boxes, num_gpus_per_rank: float = 0) -> RemoteLeader:
-    """All ranks of the learner group, met and ready; rank 0 leads."""
+@dataclass(frozen=True, slots=True)
+class LearnerGroup:
+    """Ranks that have their resources and no model yet. What the run keeps on disk lies on the node of rank 0."""
+
+    spec: RunSpec
+    ranks: tuple[Any, ...]
+    node: str
+
+    async def start(self, boxes: Boxes) -> RemoteLeader:
+        """All ranks met and ready; rank 0 leads."""
+        first, *others = self.ranks
+        address = await first.free_address.remote() if others else None
+        await asyncio.gather(*(rank.build.remote(address) for rank in self.ranks))
+        await first.lead.remote(others, boxes)
+        return RemoteLeader(first)
+
+
+async def place_learner(spec: RunSpec, namespace: str, num_gpus_per_rank: float = 0) -> LearnerGroup:
+    """First of all boxes: its resources decide where those go that share files with it."""
     env = {"env_vars": _threads(spec.learner.threads_per_rank)}
-    handles = [
+    ranks = tuple(
         ray.remote(LearnerRankActor)
         .options(name=f"learner-{rank}", namespace=namespace, num_cpus=1, num_gpus=num_gpus_per_rank, runtime_env=env)
         .remote(spec, rank)
         for rank in range(spec.learner.num_ranks)
-    ]
-    address = await handles[0].free_address.remote() if len(handles) > 1 else None
-    await asyncio.gather(*(handle.build.remote(address) for handle in handles))
-    await handles[0].lead.remote(handles[1:], boxes)
-    return RemoteLeader(handles[0])
+    )
+    return LearnerGroup(spec, ranks, await ranks[0].node.remote())
 
 
 async def preload_experts(replay: ActorPort, groups: Sequence[Group], chunk: int = 512) -> None:
@@ -262,9 +314,42 @@ async def preload_experts(replay: ActorPort, groups: Sequence[Group], chunk: int
         await replay.preload(list(groups[start : start + chunk]))
 
 
-def _named(cls: type, name: str, namespace: str, *args: Any) -> ActorPort:
-    actor = ray.remote(cls).options(name=name, namespace=namespace, num_cpus=0, runtime_env={"env_vars": _threads(1)})
+def remove_on_all_nodes(folder: Path) -> None:
+    """Deletes a folder of published versions and its mirrors on every living node of the cluster."""
+    remove = ray.remote(num_cpus=0)(remove_versions)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    waiting = [remove.options(scheduling_strategy=_only_on(node)).remote(folder) for node in nodes]
+    ray.wait(waiting, num_returns=len(waiting), timeout=REMOVE_TIMEOUT_S)
+
+
+def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
+    if spec.weights.transport == "shared_files":
+        return store
+    node = _this_node()
+    return NodeMirror(
+        store,
+        RayChunks(),
+        mirror_folder(Path(spec.weights_dir), node),
+        node=node,
+        keep_versions=spec.weights.keep_versions,
+        always=spec.weights.transport == "object_store",
+    )
+
+
+def _named(cls: type, name: str, namespace: str, *args: Any, node: str | None = None) -> ActorPort:
+    where = {} if node is None else {"scheduling_strategy": _only_on(node)}
+    actor = ray.remote(cls).options(
+        name=name, namespace=namespace, num_cpus=0, runtime_env={"env_vars": _threads(1)}, **where
+    )
     return ActorPort(actor.remote(*args), name=name, namespace=namespace)
+
+
+def _only_on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _this_node() -> str:
+    return ray.get_runtime_context().get_node_id()
 
 
 def _threads(num: int) -> dict[str, str]:

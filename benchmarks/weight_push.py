@@ -77,7 +77,7 @@ async def measure(options: argparse.Namespace, model: Path, folder: Path) -> Non
 
 async def measure_publishing(options: argparse.Namespace, model: Path, folder: Path) -> WeightUpdate:
     """Prints the first line; returns the last version, whose folder stays."""
-    probe = Renderer(str(model)).prompt_ids([{"role": "user", "content": PROBE_TEXT}])[:127]
+    probe = Renderer(str(model)).answer_ids(PROBE_TEXT)
     torch.set_num_threads(options.threads)
     policy = Policy.load(model)
     versions: list[WeightUpdate] = []

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import commands
+from orchestrator import commands, verify_answer
 from orchestrator.load_config import ConfigError, make_importable
 from orchestrator.run_folders import UnknownRunError
 from rewards.import_path import ImportPathError
@@ -213,6 +213,28 @@ def _add_before_a_run(add: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="RECIPE", help="show its whole configuration as JSON")
     _add_set(parser)
+
+    parser = _command(
+        add,
+        "verify",
+        verify_answer.verify,
+        "judge one answer to one task, and say why",
+        "  braid verify arithmetic/12+34 46\n"
+        "  braid verify my-task-7 @answer.txt --recipe ./my_recipe.py\n"
+        "  braid verify 'What is 1/2 + 1/4?' '\\boxed{0.75}' --verifier math --reference 3/4\n"
+        "  braid verify ./task.json - --verifier code < answer.md\n",
+    )
+    parser.add_argument(
+        "task", metavar="TASK", help="a task id of the recipe, a .json file, or with --reference a prompt"
+    )
+    parser.add_argument("answer", metavar="ANSWER", help="its text, @FILE, or - for standard input")
+    parser.add_argument("--recipe", default="arithmetic_demo", help="whose tasks and reward (default: %(default)s)")
+    _add_set(parser)
+    parser.add_argument("--verifier", help="judge by this one alone: a built-in name or module:function")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of --verifier; repeatable")
+    parser.add_argument("--reference", metavar="TEXT", help="the right answer, of a task that is only a prompt")
+    parser.add_argument("--num-tokens", type=int, metavar="N", help="length of the answer, for rewards that ask for it")
+    parser.add_argument("--json", action="store_true", help="the verdict as plain data")
 
     parser = _command(
         add,

@@ -17,6 +17,8 @@ from rewards.task import Task
 
 POLL_S = 1.0
 """How often the boxes are asked for their numbers."""
+NUM_SLOWEST = 16
+"""Samples listed in the summary because their verdicts took longest."""
 
 
 class RolloutBox(Protocol):
@@ -113,6 +115,7 @@ class Conductor:
         self._evaluations: set[asyncio.Task[None]] = set()
         self._evaluated_steps: set[int] = set()
         self._respawns = 0
+        self._alarms: set[tuple[str, str]] = set()
         self._stopping = False
         self._training = False
 
@@ -136,7 +139,8 @@ class Conductor:
         finally:
             for task in self._evaluations:
                 task.cancel()
-            summary = recorder.write_summary({"replay": await _quietly(parts.replay.stats())})
+            found = {"replay": await _quietly(parts.replay.stats()), "slowest_samples": await self._slowest_samples()}
+            summary = recorder.write_summary(found)
             await self._close()
         return summary
 
@@ -255,7 +259,23 @@ class Conductor:
             values = await _quietly(box.stats())
             if values:
                 self._check_unscored(values)
+                await self._tell_alarms(f"reward-{index}", values.get("alarms", {}))
                 await recorder.report(f"reward-{index}", _numbers(values))
+
+    async def _tell_alarms(self, worker: str, alarms: Mapping[str, str]) -> None:
+        """An event for each alarm that began to ring."""
+        ringing = {(worker, kind) for kind in alarms}
+        for _, kind in sorted(ringing - self._alarms):
+            await self._recorder.event("reward_alarm", {"worker": worker, "alarm": kind, "reason": alarms[kind]})
+        self._alarms = {alarm for alarm in self._alarms if alarm[0] != worker} | ringing
+
+    async def _slowest_samples(self) -> list[dict[str, Any]]:
+        """The samples whose verdicts took longest, over all reward workers and pools."""
+        stats = [await _quietly(box.stats()) or {} for box in self._parts.scoring]
+        slowest = [
+            s | {"pool": pool} for one in stats for pool, samples in one.get("slowest", {}).items() for s in samples
+        ]
+        return sorted(slowest, key=lambda sample: -sample["seconds"])[:NUM_SLOWEST]
 
     def _check_unscored(self, values: Mapping[str, Any]) -> None:
         if reason := values.get("too_many_unscored"):

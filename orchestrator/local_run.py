@@ -22,6 +22,7 @@ from actors.model_store import resolve_model
 from actors.pools import ScorePool
 from actors.rollout_worker import RolloutPorts
 from actors.run_checkpoint import RunCheckpointer, newest_restore_point
+from actors.transports.object_store import remove_versions
 from orchestrator.conductor import Conductor, RunParts
 from orchestrator.config import RunConfig
 from orchestrator.recorder import RunRecorder
@@ -44,9 +45,12 @@ async def run_local(
     spec = make_spec(config, files, resolve_model(config.model), incarnation)
     recorder = RunRecorder(files.root, Tracker(config.tracking, files.root), num_steps=config.num_steps)
     tasks = tasks or load_tasks(config.tasks)
-    parts = await build_local_parts(config, spec, files, tasks, recorder)
-    restore = newest_restore_point(files.checkpoints) if resume else None
-    return await Conductor(config, files.root, parts, recorder).run(restore)
+    try:
+        parts = await build_local_parts(config, spec, files, tasks, recorder)
+        restore = newest_restore_point(files.checkpoints) if resume else None
+        return await Conductor(config, files.root, parts, recorder).run(restore)
+    finally:
+        remove_versions(Path(spec.weights_dir))
 
 
 async def build_local_parts(
@@ -63,7 +67,8 @@ async def build_local_parts(
     ports = LearnerPorts(
         ranks=(make_learner_rank(spec),), replay=replay, publish=store, checkpoint=checkpointer, report=recorder
     )
-    rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=ScorePool(scoring), weights=store, report=recorder)
+    pool = ScorePool(scoring, hedge_after_s=spec.reward.hedge_worker_after_s)
+    rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=pool, weights=store, report=recorder)
     names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
     return RunParts(
         model_path=spec.model_path,

@@ -159,7 +159,7 @@ def _verifiers(config: RunConfig) -> MemoryItem:
         role="reward child",
         item="limit, mostly unused",
         bytes=0.0,
-        count=reward.num_workers * reward.processes_per_worker,
+        count=reward.num_processes,
         place="memory",
         formula=f"address space is limited to reward.memory_mb={reward.memory_mb}",
     )

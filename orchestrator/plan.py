@@ -243,7 +243,7 @@ def resource_part(config: RunConfig, available: Available) -> Part:
     notes = [f"placement {config.placement}: {_PLACEMENTS[config.placement]}"]
     if config.layout is not None:
         notes.append(f"layout {config.layout}: {LAYOUTS[config.layout].meaning}")
-    children = config.reward.num_workers * config.reward.processes_per_worker
+    children = config.reward.num_processes
     notes.append(f"without reserved resources: supervisor, task feed, replay cache, weight store, {children} verifiers")
     if gpus > available.gpus:
         notes.append(f"DOES NOT FIT: {gpus:g} GPUs asked for, {available.gpus:g} there")

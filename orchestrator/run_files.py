@@ -75,6 +75,7 @@ def weights_directory(config: RunConfig, files: RunFiles) -> Path:
 def make_spec(config: RunConfig, files: RunFiles, model_path: Path, incarnation: int) -> RunSpec:
     """What the boxes are built from, resolved for this machine."""
     return RunSpec(
+        model=config.model,
         model_path=str(model_path),
         state_dir=str(files.state),
         weights_dir=str(weights_directory(config, files)),

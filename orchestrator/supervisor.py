@@ -20,8 +20,8 @@ from actors.spawn import (
     LOST,
     ActorPort,
     Boxes,
+    place_learner,
     preload_experts,
-    spawn_learner,
     spawn_replay,
     spawn_reward_workers,
     spawn_rollout_worker,
@@ -85,11 +85,12 @@ class RunSupervisor:
 
     async def _spawn(self, tasks: TaskSet) -> RunParts:
         spec, namespace = self._spec, self._namespace
-        replay = spawn_replay(spec, namespace)
+        learner = await place_learner(spec, namespace, num_gpus_per_rank=learner_gpus_per_rank(self._config))
+        replay = spawn_replay(spec, namespace, learner.node)
         boxes = Boxes(
-            tasks=spawn_task_feed(spec, namespace, tasks.train),
+            tasks=spawn_task_feed(spec, namespace, tasks.train, learner.node),
             replay=replay,
-            weights=spawn_weight_store(spec, namespace),
+            weights=spawn_weight_store(spec, namespace, learner.node),
             scoring=tuple(spawn_reward_workers(spec, namespace)),
             report=ActorPort(ray.get_actor(SUPERVISOR, namespace), name=SUPERVISOR, namespace=namespace),
         )
@@ -98,8 +99,7 @@ class RunSupervisor:
         if "expert" in spec.replay.quotas:
             groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
             await preload_experts(replay, groups)
-        gpus = learner_gpus_per_rank(self._config)
-        learner = await spawn_learner(spec, namespace, boxes, num_gpus_per_rank=gpus)
+        leader = await learner.start(boxes)
 
         async def respawn(name: str) -> RolloutBox:
             await self._reap(name)
@@ -109,7 +109,7 @@ class RunSupervisor:
             model_path=spec.model_path,
             tasks=cast(FeedBox, boxes.tasks),
             replay=cast(ReplayBox, replay),
-            learner=cast(LearnerBox, learner),
+            learner=cast(LearnerBox, leader),
             rollouts=rollouts,
             scoring=boxes.scoring,
             heldout=tasks.heldout,

@@ -77,6 +77,10 @@ class RewardComponent(Section):
 
     verifier: str
     """A name of the table VERIFIERS or an import path `my_pkg.rewards:score`."""
+    scope: Literal["sample", "group"] = "sample"
+    """What the verifier is called with: one answer, or all answers of a group at once, as votes need them."""
+    pool: str | None = None
+    """Name in `reward.pools` of the processes that judge it; None uses those of the reward section itself."""
     weight: float = 1.0
     """Factor of this component in the sum; 0 only measures it."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -87,27 +91,69 @@ class RewardComponent(Section):
     """Name of another component that must be positive for this one to count."""
 
 
-class RewardConfig(Section):
-    """How answers are judged and what the judging may cost."""
+class PoolConfig(Section):
+    """Processes that judge, and what one verdict may cost."""
 
-    components: dict[str, RewardComponent] = Field(default_factory=dict)
-    """Named parts, combined by weighted sum."""
-    floor: float = 0.0
-    """Score of a fault that is the model's own: no answer, rejected, timeout, resource, crash."""
-    clip: tuple[float, float] | None = None
-    """Lowest and highest score after the sum; None leaves it as it is."""
-    num_workers: int = Field(default=1, ge=1)
-    """Reward actors; each owns `processes_per_worker` killable children."""
     processes_per_worker: int = Field(default=1, ge=1)
-    """Answers one reward actor judges at the same time."""
+    """Answers one reward actor judges at the same time, each in a killable child; can be changed during a run."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Wall clock for one answer; a verifier that hangs on model text is killed and earns the floor."""
     memory_mb: int = Field(default=2048, ge=64)
     """Address-space limit of one child process."""
     num_retries: int = Field(default=3, ge=0)
     """Retries after a fault of the infrastructure; never after a verdict."""
+    max_wait_s: float | None = Field(default=None, gt=0)
+    """A sample that waited longer for a free child has no score; None lets it wait."""
+    max_batch: int = Field(default=32, ge=1)
+    """Answers handed to a child at once, as long as their verdicts take milliseconds."""
+    hedge_after_s: float | None = Field(default=None, gt=0)
+    """A verdict that takes longer is also asked for in an idle child, and the first one counts; None asks once."""
+    cache_size: int = Field(default=1 << 16, ge=0)
+    """Verdicts kept for answers that come again; 0 judges each anew, as a judge that samples must."""
+
+
+class WatchConfig(Section):
+    """When a change in what is paid looks like a way around the reward. Alarms are told; they stop nothing."""
+
+    window: int = Field(default=512, ge=2)
+    """Scored live samples, of one reward actor, in the baseline and among the newest."""
+    held_out: str | None = None
+    """A component of weight 0 that judges in another way; the reward should agree with it."""
+    max_length_drift: float = Field(default=1.5, gt=0)
+    """Rise of the mean length in tokens, in deviations of the baseline's samples."""
+    max_repetition_drift: float = Field(default=1.0, gt=0)
+    """Rise of the mean share of repeated word triples, in deviations."""
+    max_agreement_drop: float = Field(default=0.1, gt=0, le=1)
+    """Fall of the share of samples that reward and held-out component agree on."""
+    max_gap: float = Field(default=0.5, gt=0)
+    """Deviations the reward may rise more than the held-out component."""
+    max_same_answer: float = Field(default=0.5, gt=0, le=1)
+    """Share of the recent tasks that may get one and the same answer."""
+
+
+DEFAULT_POOL = "default"
+"""The pool of components that name none."""
+
+
+class RewardConfig(PoolConfig):
+    """How answers are judged and what the judging may cost; itself the pool of the components that name none."""
+
+    components: dict[str, RewardComponent] = Field(default_factory=dict)
+    """Named parts, combined by weighted sum."""
+    pools: dict[str, PoolConfig] = Field(default_factory=dict)
+    """Further pools, so that slow verifiers or model-written programs do not hold up the others."""
+    floor: float = 0.0
+    """Score of a fault that is the model's own: no answer, rejected, timeout, resource, crash."""
+    clip: tuple[float, float] | None = None
+    """Lowest and highest score after the sum; None leaves it as it is."""
+    num_workers: int = Field(default=1, ge=1)
+    """Reward actors; each owns the children of every pool."""
+    hedge_worker_after_s: float | None = Field(default=None, gt=0)
+    """A group whose verdicts take longer is also given to another reward actor; None never is."""
     max_unscored_fraction: float = Field(default=0.2, gt=0, le=1)
     """The run stops with a clear error when more samples than this have no score over a window."""
+    watch: WatchConfig = WatchConfig()
+    """When to raise an alarm about what the reward pays for."""
 
     @model_validator(mode="after")
     def _clip_is_a_range(self) -> RewardConfig:
@@ -116,3 +162,59 @@ class RewardConfig(Section):
                 f"reward.clip={list(self.clip)} would give every answer the same score: put the lower bound first"
             )
         return self
+
+    @model_validator(mode="after")
+    def _pools_and_components_fit(self) -> RewardConfig:
+        if DEFAULT_POOL in self.pools:
+            raise ValueError(
+                f"reward.pools.{DEFAULT_POOL} is the reward section itself: set reward.timeout_s and its siblings"
+            )
+        for name, component in self.components.items():
+            others = [other for other in self.components if other != name]
+            if component.gate is not None and component.gate not in others:
+                raise ValueError(
+                    f"reward.components.{name}.gate={component.gate!r} names no other component: choose from "
+                    f"{others or 'none'}"
+                )
+        used = {component.pool for component in self.components.values()}
+        for name, component in self.components.items():
+            if component.pool is not None and component.pool not in self.pools:
+                raise ValueError(
+                    f"reward.components.{name}.pool={component.pool!r} is no pool: add it to reward.pools, or choose "
+                    f"from {sorted(self.pools) or 'none'}"
+                )
+        if idle := sorted(self.pools.keys() - used):
+            raise ValueError(f"reward.pools.{idle[0]} judges nothing: name it in a component, or drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _watch_names_a_measure(self) -> RewardConfig:
+        name = self.watch.held_out
+        if name is not None and (name not in self.components or self.components[name].weight != 0):
+            raise ValueError(
+                f"reward.watch.held_out={name!r} must name a component of weight 0: one that is paid for cannot tell "
+                "whether the reward is still right"
+            )
+        return self
+
+    @property
+    def pool_names(self) -> tuple[str, ...]:
+        """Pools that have something to judge, in the order of their first component."""
+        return tuple(dict.fromkeys(component.pool or DEFAULT_POOL for component in self.components.values()))
+
+    @property
+    def num_processes(self) -> int:
+        """Children of all pools of all reward actors."""
+        sizes = (self.pool(name).processes_per_worker for name in self.pool_names)
+        return self.num_workers * sum(sizes)
+
+    def pool(self, name: str) -> RewardConfig:
+        """What the children of one pool are configured with: its components alone, ungated, and its limits."""
+        limits = self if name == DEFAULT_POOL else self.pools[name]
+        components = {
+            key: component.model_copy(update={"pool": None, "gate": None})
+            for key, component in self.components.items()
+            if (component.pool or DEFAULT_POOL) == name
+        }
+        settings = {field: getattr(limits, field) for field in PoolConfig.model_fields}
+        return RewardConfig(components=components, floor=self.floor, **settings)

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 from rewards import wire
 from rewards.config import RewardConfig
@@ -43,17 +44,32 @@ def main(descriptor: int) -> None:
             request = wire.receive(connection)
         except wire.FrameError:
             return
-        _limit_cpu(config.timeout_s)
-        verdict = rubric.judge(request["answer"], wire.task_from_json(request["task"]))
-        wire.send(connection, _encode(verdict))
+        for job in request:  # one reply each, as soon as it is known: the far side's clock runs for one job at a time
+            _limit_cpu(config.timeout_s)
+            task = wire.task_from_json(job["task"])
+            if job["scope"] == "group":
+                judged = rubric.group_parts(job["answers"], task)
+            else:
+                judged = [rubric.parts(answer, task) for answer in job["answers"]]
+            wire.send(connection, _encode(judged))
 
 
-def _encode(verdict: Verdict) -> bytes:
+def _encode(judged: list[dict[str, Verdict]]) -> bytes:
+    """Verdicts of each answer by component; one whose extras are not JSON costs only itself."""
+    data = [{name: wire.verdict_to_json(verdict) for name, verdict in parts.items()} for parts in judged]
     try:
-        return wire.encode(wire.verdict_to_json(verdict))
+        return wire.encode(data)
+    except (TypeError, ValueError, RecursionError):
+        return wire.encode([{name: _writable(verdict) for name, verdict in parts.items()} for parts in data])
+
+
+def _writable(verdict: dict[str, Any]) -> dict[str, Any]:
+    try:
+        wire.encode(verdict)
     except (TypeError, ValueError, RecursionError) as error:
         fault = {"error": f"the verdict's extras cannot be written as JSON: {error}"}
-        return wire.encode(wire.verdict_to_json(Verdict.unscored(Status.INFRA_ERROR, extras=fault)))
+        return wire.verdict_to_json(Verdict.unscored(Status.INFRA_ERROR, extras=fault))
+    return verdict
 
 
 def _limit_resources(memory_mb: int) -> None:

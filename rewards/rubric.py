@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,17 +16,26 @@ from rewards.import_path import ImportPathError, load_callable
 from rewards.task import Task
 from rewards.verdict import FLOOR_STATUSES, Status, Verdict
 
-Verifier = Callable[..., Verdict | float | bool]
-"""`(answer, task, **options)`; a pure function of its arguments."""
+Result = Verdict | float | bool
+Verifier = Callable[..., Result | Sequence[Result]]
+"""`(answer, task, **options)`, or with `scope: group` `(answers, task, **options)` for one result per answer; a pure
+function of its arguments."""
+
+Parts = Mapping[str, Verdict]
+"""Verdicts of one answer by component, before they are combined."""
 
 VERIFIERS: dict[str, str] = {
+    "answer_frequency": "rewards.verifiers.votes:answer_frequency",
     "box_iou": "rewards.verifiers.structured:box_iou",
     "code": "rewards.verifiers.code:code",
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",
     "format_tags": "rewards.verifiers.format_tags:format_tags",
+    "instructions": "rewards.verifiers.instructions:instructions",
     "json_schema": "rewards.verifiers.structured:json_schema",
+    "majority_vote": "rewards.verifiers.votes:majority_vote",
     "math": "rewards.verifiers.math_answer:math_answer",
+    "next_segment": "rewards.verifiers.next_segment:next_segment",
     "ordering": "rewards.verifiers.structured:ordering",
     "point_in_box": "rewards.verifiers.structured:point_in_box",
     "reasoning_gym": "rewards.verifiers.reasoning_gym:reasoning_gym",
@@ -35,8 +44,15 @@ VERIFIERS: dict[str, str] = {
     "soft_overlong": "rewards.verifiers.length:soft_overlong",
     "target_length": "rewards.verifiers.length:target_length",
     "tool_calls": "rewards.verifiers.structured:tool_calls",
+    "variable_values": "rewards.verifiers.execution:variable_values",
 }
 """Built-in verifiers, by the name a config uses. Imported on first use: some need libraries that load slowly."""
+
+GROUP_VERIFIERS = frozenset({"answer_frequency", "majority_vote"})
+"""Those of them that judge all answers of a group at once."""
+
+SANDBOXED = frozenset({"code"})
+"""Those that run model-written programs; the sandbox must pass its self-test before they pay."""
 
 
 def resolve_verifier(spec: str) -> Verifier:
@@ -71,80 +87,88 @@ class Rubric:
 
         Raises:
             ImportPathError: a verifier cannot be found.
-            ValueError: no components, a gate that names no other component, or options a verifier does not take.
+            ValueError: no components, a scope that is not the verifier's, or options it does not take.
         """
         if not config.components:
             raise ValueError("reward.components is empty, so no answer could be scored: name at least one verifier")
         self._config = config
-        self._parts = [_resolve(name, component, config) for name, component in config.components.items()]
+        self._parts = [_resolve(name, component) for name, component in config.components.items()]
 
     def judge(self, answer: str, task: Task) -> Verdict:
-        """One verdict for one answer. Never raises for what a verifier does, save for a keyboard interrupt."""
-        start = time.perf_counter()
-        verdicts = {part.name: _run(part, answer, task) for part in self._parts}
-        return replace(self._combine(verdicts), seconds=time.perf_counter() - start)
+        """One verdict for one answer, which is a group of its own. Never raises for what a verifier does, save for a
+        keyboard interrupt."""
+        (group_parts,) = self.group_parts([answer], task)
+        parts = {**self.parts(answer, task), **group_parts}
+        return combine(self._config, {part.name: parts[part.name] for part in self._parts})
 
-    def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
-        parts = {part.name: self._effective(part, verdicts) for part in self._parts}
-        components = {name: self._component_score(verdict) for name, (verdict, _) in parts.items()}
-        extras = _merged_extras(verdicts)
-        closed = [name for name, (_, state) in parts.items() if state == "closed"]
-        if closed:
-            extras["gated"] = closed
-        total, faults = 0.0, []
-        for part in self._parts:
-            verdict, state = parts[part.name]
-            if state == "closed":
-                continue
-            if verdict.score is None:
-                if part.config.required:
-                    return Verdict.unscored(verdict.status, components=components, extras=extras)
-            elif part.config.weight != 0:
-                if verdict.status in FLOOR_STATUSES:
-                    faults.append(verdict.status)
-                else:
-                    total += part.config.weight * verdict.score
-        if all(score is None for score in components.values()):
-            status = next(iter(verdicts.values())).status
-            return Verdict.unscored(status, components=components, extras=extras)
-        return self._scored(total, faults, components, extras)
+    def parts(self, answer: str, task: Task) -> dict[str, Verdict]:
+        """What the components of scope `sample` say of one answer."""
+        return {part.name: _run(part, answer, task) for part in self._parts if part.config.scope == "sample"}
 
-    def _scored(
-        self, total: float, faults: list[Status], components: Mapping[str, float | None], extras: Mapping[str, Any]
-    ) -> Verdict:
-        if faults:
-            total += self._config.floor
-        if not math.isfinite(total):
-            error = {"error": f"the weighted sum of {dict(components)} is {total}"}
-            return Verdict.unscored(Status.INFRA_ERROR, components=components, extras={**extras, **error})
-        if self._config.clip is not None:
-            low, high = self._config.clip
-            total = min(max(total, low), high)
-        status = faults[0] if faults else Status.SCORED
-        return Verdict(score=total, status=status, components=components, extras=extras)
-
-    def _effective(
-        self, part: _Part, verdicts: Mapping[str, Verdict]
-    ) -> tuple[Verdict, Literal["open", "closed", "unknown"]]:
-        """A component's verdict after its gate has had its say, and the state of that gate."""
-        if part.config.gate is None:
-            return verdicts[part.name], "open"
-        gate = verdicts[part.config.gate]
-        if gate.score is None:
-            return Verdict.unscored(gate.status), "unknown"
-        is_open = gate.status is Status.SCORED and gate.score > 0
-        return verdicts[part.name], "open" if is_open else "closed"
-
-    def _component_score(self, verdict: Verdict) -> float | None:
-        return self._config.floor if verdict.status in FLOOR_STATUSES else verdict.score
+    def group_parts(self, answers: Sequence[str], task: Task) -> list[dict[str, Verdict]]:
+        """What the components of scope `group` say of each of the answers."""
+        by_part = {p.name: _run_group(p, answers, task) for p in self._parts if p.config.scope == "group"}
+        return [{name: verdicts[i] for name, verdicts in by_part.items()} for i in range(len(answers))]
 
 
-def _resolve(name: str, component: RewardComponent, config: RewardConfig) -> _Part:
-    gates = [other for other in config.components if other != name]
-    if component.gate is not None and component.gate not in gates:
-        raise ValueError(
-            f"reward.components.{name}.gate={component.gate!r} names no other component: choose from {gates or 'none'}"
-        )
+def combine(config: RewardConfig, verdicts: Parts) -> Verdict:
+    """One verdict of the verdicts of all components; see Rubric for the rules."""
+    parts = {name: _effective(component, verdicts[name], verdicts) for name, component in config.components.items()}
+    details: dict[str, Any] = {
+        "components": {name: _component_score(verdict, config.floor) for name, (verdict, _) in parts.items()},
+        "extras": _merged_extras(verdicts),
+        "seconds": sum(verdict.seconds for verdict in verdicts.values()),
+    }
+    if closed := [name for name, (_, state) in parts.items() if state == "closed"]:
+        details["extras"]["gated"] = closed
+    total, faults = 0.0, []
+    for name, component in config.components.items():
+        verdict, state = parts[name]
+        if state == "closed":
+            continue
+        if verdict.score is None:
+            if component.required:
+                return Verdict.unscored(verdict.status, **details)
+        elif component.weight != 0:
+            if verdict.status in FLOOR_STATUSES:
+                faults.append(verdict.status)
+            else:
+                total += component.weight * verdict.score
+    if all(score is None for score in details["components"].values()):
+        return Verdict.unscored(next(iter(verdicts.values())).status, **details)
+    return _scored(config, total, faults, details)
+
+
+def _scored(config: RewardConfig, total: float, faults: list[Status], details: dict[str, Any]) -> Verdict:
+    if faults:
+        total += config.floor
+    if not math.isfinite(total):
+        details["extras"]["error"] = f"the weighted sum of {details['components']} is {total}"
+        return Verdict.unscored(Status.INFRA_ERROR, **details)
+    if config.clip is not None:
+        low, high = config.clip
+        total = min(max(total, low), high)
+    return Verdict(score=total, status=faults[0] if faults else Status.SCORED, **details)
+
+
+def _effective(
+    component: RewardComponent, verdict: Verdict, verdicts: Parts
+) -> tuple[Verdict, Literal["open", "closed", "unknown"]]:
+    """A component's verdict after its gate has had its say, and the state of that gate."""
+    if component.gate is None:
+        return verdict, "open"
+    gate = verdicts[component.gate]
+    if gate.score is None:
+        return Verdict.unscored(gate.status), "unknown"
+    is_open = gate.status is Status.SCORED and gate.score > 0
+    return verdict, "open" if is_open else "closed"
+
+
+def _component_score(verdict: Verdict, floor: float) -> float | None:
+    return floor if verdict.status in FLOOR_STATUSES else verdict.score
+
+
+def _resolve(name: str, component: RewardComponent) -> _Part:
     try:
         verify = resolve_verifier(component.verifier)
     except ImportPathError as error:
@@ -158,17 +182,43 @@ def _resolve(name: str, component: RewardComponent, config: RewardConfig) -> _Pa
         ) from error
     except ValueError:  # a callable written in C without a signature: the first call will tell
         pass
+    if component.verifier in VERIFIERS and (component.scope == "group") != (component.verifier in GROUP_VERIFIERS):
+        needed = "group" if component.verifier in GROUP_VERIFIERS else "sample"
+        raise ValueError(f"reward.components.{name}: verifier {component.verifier!r} needs scope: {needed}")
     return _Part(name, component, verify)
 
 
 def _run(part: _Part, answer: str, task: Task) -> Verdict:
     """The verifier's verdict; whatever else it does is a fault of the infrastructure, never a score."""
+    start = time.perf_counter()
+    result = _called(part, answer, task)
+    return replace(_verdict_of(part, result), seconds=time.perf_counter() - start)
+
+
+def _run_group(part: _Part, answers: Sequence[str], task: Task) -> list[Verdict]:
+    """One verdict per answer; the verifier's time is shared out among them."""
+    start = time.perf_counter()
+    results: Any = _called(part, answers, task)
+    if isinstance(results, Verdict):  # the call failed
+        results = [results] * len(answers)
+    elif not isinstance(results, Sequence) or isinstance(results, str) or len(results) != len(answers):
+        size = f"{len(results)} results" if isinstance(results, Sequence) else f"a {type(results).__name__}"
+        fault = f"group verifier {part.config.verifier!r} returned {size} for {len(answers)} answers"
+        results = [_infra_error(fault)] * len(answers)
+    seconds = (time.perf_counter() - start) / max(len(answers), 1)
+    return [replace(_verdict_of(part, result), seconds=seconds) for result in results]
+
+
+def _called(part: _Part, subject: str | Sequence[str], task: Task) -> Any:
     try:
-        result = part.verify(answer, task, **part.config.options)
+        return part.verify(subject, task, **part.config.options)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # attributed: SystemExit and timeouts derived from BaseException are its faults too
         return _infra_error(f"verifier {part.config.verifier!r} raised {type(error).__name__}: {error}")
+
+
+def _verdict_of(part: _Part, result: Any) -> Verdict:
     try:
         if isinstance(result, Verdict):
             score = None if result.score is None else float(result.score)

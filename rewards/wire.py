@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Collection
 from typing import Any
 
 from rewards.task import ExpertResponse, Task
@@ -78,6 +79,17 @@ def verdict_from_json(data: Any) -> Verdict:
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a verdict: {error!r}") from error
+
+
+def parts_from_json(data: Any, names: Collection[str]) -> dict[str, Verdict]:
+    """Verdicts by component, of exactly the named ones.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(data, dict) or data.keys() != set(names):
+        raise ValueError(f"not verdicts of {sorted(names)}")
+    return {name: verdict_from_json(value) for name, value in data.items()}
 
 
 def encode(message: Any) -> bytes:

@@ -1,7 +1,7 @@
 """Published versions to other nodes: chunks through an object store, one folder in shared memory per node.
 
-The store is a port with `put` and `get`; whoever holds the references decides how long the chunks live. Give them to
-an actor that outlives the learner, or a learner's death takes the version with it.
+The object store is a port with `put` and `get`; whoever holds the references decides how long the chunks live. On the
+learner's node a Shipper holds them; on every other node a NodeMirror turns them into a folder again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,37 @@ from typing import Any, Protocol
 import numpy as np
 
 from actors.engines.protocol import WeightUpdate
-from actors.transports.shared_memory import delete_unless_read, verify_folder, version_folder, version_folders
+from actors.transports.shared_memory import (
+    ReadLease,
+    VersionGoneError,
+    delete_unless_read,
+    verify_folder,
+    version_folder,
+    version_folders,
+)
 from actors.transports.tensor_file import Bytes
+from rewards.trajectory import PolicyVersion
 
 CHUNK_BYTES = 64 << 20
 
 LOCK_FILE = ".fetch.lock"
 
 LOCK_POLL_S = 0.05
+
+
+MIRROR = "-on-"
+"""Between the name of the versions' folder and the node that has copies of them."""
+
+
+def mirror_folder(folder: Path, node: str) -> Path:
+    """Where versions of `folder`, which lies on another node, are copied to on this one."""
+    return folder.with_name(f"{folder.name}{MIRROR}{node[:12]}")
+
+
+def remove_versions(folder: Path) -> None:
+    """Deletes a folder of versions and its mirrors on this node, read or not."""
+    for path in (folder, *folder.parent.glob(f"{folder.name}{MIRROR}*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class ChunkPort(Protocol):
@@ -43,6 +66,74 @@ class ShippedVersion:
 
     update: WeightUpdate
     files: Mapping[str, Sequence[Any]]
+
+
+class VersionSource(Protocol):
+    """A weight store that ships: WeightPort, and what is needed on a node where its folders do not lie."""
+
+    async def newest(self) -> WeightUpdate | None: ...
+
+    async def wait_newer(self, version: PolicyVersion, timeout_s: float) -> WeightUpdate | None: ...
+
+    async def node(self) -> str:
+        """Of the folders that updates name."""
+        ...
+
+    async def shipped(self, version: PolicyVersion) -> ShippedVersion:
+        """Raises VersionGoneError when the version is not the newest any more."""
+        ...
+
+
+class Shipper:
+    """Puts a version into the object store when the first other node asks for it; the newest one stays there."""
+
+    def __init__(self, port: ChunkPort) -> None:
+        self._port = port
+        self._newest: ShippedVersion | None = None
+        self._lock = asyncio.Lock()
+
+    async def shipped(self, update: WeightUpdate) -> ShippedVersion:
+        """Raises VersionGoneError when its folder has been deleted."""
+        async with self._lock:
+            if self._newest is None or self._newest.update.version != update.version:
+                self._newest = None  # its chunks go before the new ones come
+                with ReadLease(Path(update.path)):
+                    self._newest = await ship(update, self._port)
+            return self._newest
+
+
+class NodeMirror:
+    """WeightPort of a worker: every update it returns names a folder of the worker's own node.
+
+    Args:
+        node: of the worker; versions that lie there already are used where they are.
+        directory: folder of this node for versions that came from another; all workers of the node share it.
+        always: also fetches versions of the own node.
+    """
+
+    def __init__(
+        self, source: VersionSource, port: ChunkPort, directory: Path, *, node: str, keep_versions: int, always: bool
+    ) -> None:
+        self._source, self._port, self._directory = source, port, directory
+        self._node, self._keep, self._always = node, keep_versions, always
+
+    async def newest(self) -> WeightUpdate | None:
+        update = await self._source.newest()
+        return None if update is None else await self._on_this_node(update)
+
+    async def wait_newer(self, version: PolicyVersion, timeout_s: float) -> WeightUpdate | None:
+        """The newest update above `version`, fetched; None after the timeout, or when it was outrun on its way."""
+        update = await self._source.wait_newer(version, timeout_s)
+        return None if update is None else await self._on_this_node(update)
+
+    async def _on_this_node(self, update: WeightUpdate) -> WeightUpdate | None:
+        if not self._always and await self._source.node() == self._node:
+            return update
+        try:
+            shipped = await self._source.shipped(update.version)
+        except VersionGoneError:  # a newer one is out
+            return None
+        return await materialise(shipped, self._port, self._directory, keep_versions=self._keep)
 
 
 async def ship(update: WeightUpdate, port: ChunkPort, *, chunk_bytes: int = CHUNK_BYTES) -> ShippedVersion:

@@ -42,6 +42,7 @@ def code(
     threshold: float = 0.0,
     think_tag: str | None = "think",
     limits: Mapping[str, Any] | None = None,
+    min_tier: Literal["A", "B"] = "B",
     unsafe_no_sandbox: bool = False,
 ) -> Verdict:
     """Pays for the tests the last fenced Python block passes.
@@ -53,6 +54,7 @@ def code(
     Args:
         score: `all` pays 1.0 when every test passes; `fraction` the share that passes, 0 below `threshold`.
         limits: fields of `sandbox.Limits` to change; keep all runs together below `reward.timeout_s`.
+        min_tier: the weakest sandbox that will do; `extras["sandbox"]` says which one it was.
         unsafe_no_sandbox: run without isolation where none works; the verdict carries a warning.
 
     Returns:
@@ -71,14 +73,18 @@ def code(
     source = last_block(answer, think_tag)
     if source is None:
         return Verdict.floor(Status.NO_ANSWER)
-    options = {"limits": sandbox.Limits(**(limits or {})), "unsafe_no_sandbox": unsafe_no_sandbox}
+    options = {
+        "limits": sandbox.Limits(**(limits or {})),
+        "min_tier": min_tier,
+        "unsafe_no_sandbox": unsafe_no_sandbox,
+    }
     run = _run_function if "entry_point" in tests else _run_program
     try:
         passed, outcome = run(source, tests, options, stop_early=score == "all")
     except sandbox.SandboxError as error:
         return Verdict.unscored(Status.INFRA_ERROR, extras={"error": str(error)})
     num_tests = len(tests["cases"])
-    extras = {"passed": passed, "tests": num_tests, "exit_code": outcome.exit_code}
+    extras = {"passed": passed, "tests": num_tests, "exit_code": outcome.exit_code, "sandbox": outcome.tier}
     if outcome.stderr:
         extras["stderr"] = outcome.stderr[-500:].decode(errors="replace")
     if outcome.warning:

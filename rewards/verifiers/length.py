@@ -7,7 +7,8 @@ from rewards.verdict import Verdict
 
 SAMPLE_FACTS = "sample"
 """Key of `task.metadata` under which the reward worker puts facts of the sample that its text does not tell:
-`num_tokens` (tokens the policy sampled), `truncated` (a limit cut the answer) and `finish_reason`."""
+`num_tokens` (tokens the policy sampled), `truncated` (a limit cut the answer) and `finish_reason`. A verifier of scope
+`group` finds a list there, one entry per answer."""
 
 
 def soft_overlong(answer: str, task: Task, *, max_tokens: int, buffer_tokens: int) -> Verdict:

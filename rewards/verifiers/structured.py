@@ -133,7 +133,7 @@ def box_iou(answer: str, task: Task, *, answer_tag: str | None = "answer") -> Ve
     size, gold = task.metadata.get("image_size"), task.metadata.get("boxes")
     if not _is_list_of(gold, lambda box: _is_box(box, size)):
         return _invalid("metadata needs 'boxes', a list of [x1, y1, x2, y2] inside 'image_size'")
-    given = _read_block(answer, answer_tag)
+    given = read_block(answer, answer_tag)
     if isinstance(given, Verdict):
         return given
     boxes = [given] if _is_box(given, size) else given
@@ -153,7 +153,7 @@ def point_in_box(answer: str, task: Task, *, answer_tag: str | None = "answer") 
     size, gold = task.metadata.get("image_size"), task.metadata.get("boxes")
     if not _is_list_of(gold, lambda box: _is_box(box, size)) or len(gold) != 1:
         return _invalid("metadata needs 'boxes' with exactly one [x1, y1, x2, y2]")
-    given = _read_block(answer, answer_tag)
+    given = read_block(answer, answer_tag)
     if isinstance(given, Verdict):
         return given
     if not (_are_finite(given, 2) and _is_inside(given, size)):
@@ -175,7 +175,7 @@ def ordering(answer: str, task: Task, *, answer_tag: str | None = "answer", part
         or not gold
     ):
         return _invalid("metadata needs 'order', a list of different words or numbers")
-    given = _read_block(answer, answer_tag)
+    given = read_block(answer, answer_tag)
     if isinstance(given, Verdict):
         return given
     is_permutation = isinstance(given, list) and len(given) == len(gold) and all(item in given for item in gold)
@@ -265,7 +265,7 @@ def _has_perfect_matching(matches: list[list[int]]) -> bool:
     return all(place(row, set()) for row in range(len(matches)))
 
 
-def _read_block(answer: str, tag: str | None) -> Any:
+def read_block(answer: str, tag: str | None) -> Any:
     """The JSON inside the only answer block, or the verdict that says why there is none."""
     if tag is not None:
         opening, closing = f"<{tag}>", f"</{tag}>"

@@ -64,11 +64,6 @@ class TestSampling:
         RolloutConfig(engine=EngineConfig(max_model_len=65), sampling=SamplingConfig(max_new_tokens=64))
 
 
-def test_a_transport_that_nobody_carries_out_is_refused_instead_of_ignored():
-    with pytest.raises(ValidationError, match=r"'object_store' is carried out by no box .* weights\.directory"):
-        WeightsConfig(transport="object_store")
-
-
 @pytest.mark.parametrize(
     ("section", "fields"),
     [

@@ -1,5 +1,7 @@
 import asyncio
 
+import pytest
+
 from actors.pools import ScorePool
 from rewards.task import Task
 from rewards.verdict import Status, Verdict
@@ -52,3 +54,38 @@ async def test_the_least_busy_worker_is_asked():
     assert [v.score for v in await pool.score(TASK, ["c"], ())] == [1.0]
     gate.set()
     assert [v.score for v in await first] == [0.0]
+
+
+async def test_a_slow_member_is_hedged_and_the_first_reply_counts():
+    slow, quick = Judge(0.0, asyncio.Event()), Judge(1.0)
+    pool = ScorePool([slow, quick], hedge_after_s=0.02)
+    assert [v.score for v in await pool.score(TASK, ["a"], ())] == [1.0]
+    assert (slow.calls, quick.calls, pool.num_hedged) == (1, 1, 1)
+    await asyncio.sleep(0.01)  # the slow call is over as well: it was cancelled
+    assert [m.pending for m in pool._members] == [0, 0]
+
+
+async def test_a_hedge_to_a_lost_member_waits_for_the_slow_one():
+    gate = asyncio.Event()
+    slow, dead = Judge(1.0, gate), DeadJudge()
+    call = asyncio.ensure_future(
+        ScorePool([slow, dead], lost=(ConnectionError,), hedge_after_s=0.01).score(TASK, ["a"], ())
+    )
+    await asyncio.sleep(0.05)
+    assert dead.calls == 1
+    gate.set()
+    assert [v.score for v in await call] == [1.0]
+
+
+async def test_members_come_and_go_while_calls_run():
+    gate = asyncio.Event()
+    leaving, coming = Judge(0.5, gate), Judge(1.0)
+    pool = ScorePool([leaving])
+    call = asyncio.ensure_future(pool.score(TASK, ["a"], ()))
+    await asyncio.sleep(0)
+    pool.resize([coming])
+    assert [v.score for v in await pool.score(TASK, ["b"], ())] == [1.0]
+    gate.set()
+    assert [v.score for v in await call] == [0.5]
+    with pytest.raises(ValueError, match="at least one worker"):
+        pool.resize([])

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from actors.reward_worker import RewardWorker, TooManyUnscoredError
-from rewards.config import RewardComponent, RewardConfig
-from rewards.isolation import ChildStartError
+from rewards.child import ChildStartError
+from rewards.config import RewardComponent, RewardConfig, WatchConfig
 from rewards.task import Task
 from rewards.trajectory import FinishReason
-from rewards.verdict import Status
+from rewards.verdict import Status, Verdict
 from rewards.verifiers.length import SAMPLE_FACTS
 from tests.builders import make_trajectory
 
@@ -178,3 +178,125 @@ async def test_odd_metadata_is_a_fault_of_the_task_at_most(worker_of, metadata, 
     worker = worker_of("fair")
     verdicts = await worker.score(replace(TASK, metadata=metadata), ["5", "5"], ())
     assert [v.status for v in verdicts] == [status] * 2
+
+
+def pools_config(**pools: dict[str, Any]) -> RewardConfig:
+    """`right` in the pool of its own named first, `size` in the section's own."""
+    components = {
+        "right": RewardComponent(verifier=f"{POISON}:obeys", pool=next(iter(pools))),
+        "size": RewardComponent(verifier=f"{POISON}:length", weight=0.5, gate="right"),
+    }
+    return RewardConfig.model_validate(
+        {"components": components, "pools": pools, "timeout_s": 20.0, "num_retries": 0, "max_unscored_fraction": 0.9}
+    )
+
+
+@pytest.fixture
+async def worker_with():
+    workers = []
+
+    def make(config: RewardConfig, **settings: Any) -> RewardWorker:
+        workers.append(RewardWorker(config, **settings))
+        return workers[-1]
+
+    yield make
+    for worker in workers:
+        await worker.close()
+
+
+async def test_components_of_several_pools_make_one_verdict(worker_with):
+    worker = worker_with(pools_config(code={"timeout_s": 0.5, "processes_per_worker": 2}))
+    fine, hang, gone = await worker.score(TASK, ["fine", "hang", "exit"], ())
+    assert (fine.score, dict(fine.components)) == (1.0 + 0.5 * 4, {"right": 1.0, "size": 4.0})
+    assert (hang.score, hang.status, hang.extras["gated"]) == (0.0, Status.TIMEOUT, ["size"])
+    assert (gone.score, gone.status) == (None, Status.INFRA_ERROR)
+    stats = await worker.stats()
+    assert (stats["pool/code/processes"], stats["pool/default/processes"]) == (2, 1)
+    assert stats["pool/code/killed"] == 1
+    assert [s["task_id"] for s in stats["slowest"]["code"]] == ["t"] * 3
+    assert stats["slowest"]["code"][0]["statuses"] == {"right": "timeout"}
+
+
+async def test_a_stuck_pool_does_not_hold_up_another(worker_with):
+    worker = worker_with(pools_config(code={"timeout_s": 60.0}))
+    await worker.start()
+    stuck = asyncio.ensure_future(worker.score(TASK, ["hang"], ()))
+    while (await worker.stats())["pool/default/judged"] < 1:  # noqa: ASYNC110 - the child is another process
+        await asyncio.sleep(0.01)
+    assert (await worker.stats())["pool/code/running"] == 1
+    worker.resize(2, pool="code")
+    assert [v.score for v in await worker.score(TASK, ["fine"], ())] == [3.0]
+    with pytest.raises(ValueError, match=r"no reward pool 'cod': choose from \['code', 'default'\]"):
+        worker.resize(2, pool="cod")
+    await worker.close()
+    assert (await stuck)[0].status is Status.CANCELLED
+
+
+async def test_a_pool_remembers_no_more_than_it_may(worker_of, tmp_path):
+    worker = worker_of("obeys", {"folder": str(tmp_path)}, cache_size=2)
+    for answers in (["a", "b"], ["c"], ["b", "c"], ["a"]):
+        await worker.score(TASK, answers, ())
+    assert num_judged(tmp_path) == 4  # a was forgotten for c
+    assert (await worker.stats())["pool/default/cache_entries"] == 2
+
+
+async def test_votes_see_the_whole_group_and_are_combined_with_the_rest(worker_with):
+    components = {
+        "votes": RewardComponent(verifier=f"{POISON}:votes", scope="group"),
+        "right": RewardComponent(verifier=f"{POISON}:fair", weight=10.0),
+    }
+    worker = worker_with(RewardConfig(components=components, timeout_s=20.0))
+    verdicts = await worker.score(TASK, ["5", "6", "5", "5"], ())
+    assert [v.score for v in verdicts] == [10.75, 0.25, 10.75, 10.75]
+    assert list(verdicts[0].components) == ["votes", "right"]
+    assert await worker.score(TASK, [], ()) == []
+
+
+class Endpoint:
+    """A judge outside of this process, with versions."""
+
+    version = 1
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def start(self) -> None: ...
+
+    async def judge_parts(self, answer, task):
+        self.calls += 1
+        return {"right": Verdict.scored(float(self.version))}
+
+    async def judge_group(self, answers, task):
+        return []
+
+    def resize(self, num_processes) -> None: ...
+
+    def stats(self):
+        return {}
+
+    def close(self) -> None: ...
+
+
+async def test_a_new_version_of_a_judge_judges_anew(worker_with):
+    endpoint = Endpoint()
+    worker = worker_with(pools_config(judge={}), backends={"judge": endpoint})
+    for version, score, calls in ((1, 1.0, 1), (1, 1.0, 1), (2, 2.0, 2)):
+        endpoint.version = version
+        (verdict,) = await worker.score(TASK, ["five"], ())
+        assert (verdict.components["right"], endpoint.calls) == (score, calls)
+    with pytest.raises(ValueError, match="backend for pool 'juge', which judges nothing"):
+        RewardWorker(pools_config(judge={}), backends={"juge": endpoint})
+
+
+async def test_live_samples_are_watched_and_those_of_an_evaluation_are_not(worker_with):
+    fair = RewardComponent(verifier=f"{POISON}:fair")
+    watch = WatchConfig(window=2, max_length_drift=1.0)
+    worker = worker_with(RewardConfig(components={"right": fair}, timeout_s=20.0, watch=watch))
+    await worker.score(TASK, ["5", "6"], ())
+    assert "watch/length_mean" not in await worker.stats()
+    for length in (4, 12):
+        samples = [make_trajectory(answer=range(4, 4 + length))] * 2
+        await worker.score(TASK, ["5", "6"], samples)
+    stats = await worker.stats()
+    assert (stats["watch/length_mean"], stats["watch/component/right_mean"]) == (12.0, 0.5)
+    assert stats["alarms"].keys() == {"length"}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from actors.engines.protocol import WeightUpdate
-from actors.transports.object_store import materialise, ship
+from actors.transports.object_store import NodeMirror, Shipper, materialise, mirror_folder, remove_versions, ship
 from actors.transports.shared_memory import (
     CorruptVersionError,
     ReadLease,
@@ -430,3 +430,63 @@ async def test_a_node_keeps_its_newest_versions_and_those_that_are_read(tmp_path
     assert verify_folder(Path(late.path), shipped[0].update.digest)
     await materialise(shipped[4], chunks, tmp_path / "there", keep_versions=2)
     assert list(version_folders(tmp_path / "there")) == [3, 4]
+
+
+class Source:
+    """A weight store on node "a" that announces what it is told to."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self.shipper, self.update = Shipper(chunks), None
+
+    async def newest(self):
+        return self.update
+
+    async def wait_newer(self, version, timeout_s):
+        return self.update
+
+    async def node(self):
+        return "a"
+
+    async def shipped(self, version):
+        if version != self.update.version:
+            raise VersionGoneError(f"{version}")
+        return await self.shipper.shipped(self.update)
+
+
+def mirror(source: Source, chunks: Chunks, directory: Path, node: str, *, always: bool = False) -> NodeMirror:
+    return NodeMirror(source, chunks, directory, node=node, keep_versions=1, always=always)
+
+
+async def test_a_worker_uses_the_files_of_its_own_node_and_copies_those_of_another(tmp_path):
+    chunks = Chunks()
+    source = Source(chunks)
+    source.update = (await shipped_version(tmp_path / "here", Chunks()))[0].update
+    there = mirror_folder(tmp_path / "here", "b")
+    own, first, second = (mirror(source, chunks, there, node) for node in ("a", "b", "b"))
+    assert await own.newest() == source.update
+    assert not chunks.objects
+    updates = await asyncio.gather(first.newest(), second.wait_newer(PolicyVersion(-1), 1.0))
+    assert {Path(u.path) for u in updates} == {version_folder(there, 2)}
+    assert chunks.gets == len(chunks.objects) > 0
+    forced = await mirror(source, chunks, tmp_path / "forced", "a", always=True).newest()
+    assert Path(forced.path).parent == tmp_path / "forced"
+    remove_versions(tmp_path / "here")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["forced"]
+
+
+async def test_a_version_outrun_on_its_way_is_no_update(tmp_path):
+    chunks = Chunks()
+    source = Source(chunks)
+    source.update = (await shipped_version(tmp_path / "here", Chunks()))[0].update
+    remove_versions(tmp_path / "here")
+    assert await mirror(source, chunks, tmp_path / "there", "b").newest() is None
+
+
+async def test_the_store_holds_the_chunks_of_one_version(tmp_path):
+    chunks = Chunks()
+    shipper = Shipper(chunks)
+    one, two = [(await shipped_version(tmp_path / "here", Chunks(), version=v))[0].update for v in (2, 3)]
+    assert await shipper.shipped(one) is await shipper.shipped(one)
+    newer = await shipper.shipped(two)
+    assert newer.update.version == 3
+    assert await shipper.shipped(two) is newer

@@ -16,6 +16,7 @@ from orchestrator.doctor import (
     requirement_check,
     run_probe,
 )
+from rewards.sandbox_check import SelfTest
 
 
 @pytest.mark.parametrize(
@@ -85,8 +86,16 @@ def test_broken_imports_are_missing(monkeypatch):
 
 def test_the_machine():
     checks = {check.name: check for check in machine_checks()}
-    assert "CPU cores" in checks
+    assert {"CPU cores", "sandbox"} <= checks.keys()
     assert all(check.way_out for check in checks.values() if check.status != "ok")
+
+
+def test_a_sandbox_that_breaks_a_promise_is_a_warning(monkeypatch):
+    found = SelfTest("A", {"canaries": "a program read a file"}, 1.0)
+    monkeypatch.setattr(doctor, "self_test", lambda: found)
+    check = doctor.sandbox_check()
+    assert (check.status, check.found) == ("warning", "tier A: canaries: a program read a file")
+    assert "bubblewrap" in check.way_out
 
 
 def test_models_that_are_not_cached_are_a_warning(tmp_path, monkeypatch):

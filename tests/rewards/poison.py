@@ -107,3 +107,22 @@ def dies_once(answer: str, task: Task, *, marker: str) -> float:
 def shows_task(answer: str, task: Task) -> Verdict:
     same = {"prompt": task.prompt, "metadata": dict(task.metadata), "tags": dict(task.tags), "answer": answer}
     return Verdict.scored(0.5, extras=same | {"pid": os.getpid()})
+
+
+def votes(answers: list[str], task: Task) -> list[float]:
+    """Share of the group that says the same."""
+    return [answers.count(answer) / len(answers) for answer in answers]
+
+
+def obeys_all(answers: list[str], task: Task) -> Any:
+    if "hang" in answers:
+        time.sleep(600)
+    return [1.0] * (len(answers) - ("forget one" in answers))
+
+
+def slow_once(answer: str, task: Task, *, marker: str) -> float:
+    """Hangs the first time it is called, and answers at once ever after."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        time.sleep(600)
+    return 1.0

@@ -107,3 +107,27 @@ class TestRewardConfig:
     def test_limits_have_bounds(self, fields):
         with pytest.raises(ValidationError, match=next(iter(fields))):
             RewardConfig.model_validate(fields)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            (
+                {"components": {"a": {"verifier": "math", "pool": "cod"}}, "pools": {"code": {}}},
+                "pool='cod' is no pool",
+            ),
+            ({"components": {"a": {"verifier": "math"}}, "pools": {"code": {}}}, "pools.code judges nothing"),
+            ({"pools": {"default": {}}}, "reward.pools.default is the reward section itself"),
+        ],
+    )
+    def test_pools_and_components_must_fit(self, fields, message):
+        with pytest.raises(ValidationError, match=message):
+            RewardConfig.model_validate(fields)
+
+    def test_a_pool_has_its_own_components_and_limits(self):
+        components = {"a": {"verifier": "math"}, "b": {"verifier": "code", "pool": "code", "gate": "a"}}
+        pools = {"code": {"timeout_s": 30, "processes_per_worker": 4}}
+        config = RewardConfig.model_validate({"components": components, "pools": pools, "num_workers": 2})
+        assert (config.pool_names, config.num_processes) == (("default", "code"), 10)
+        assert config.pool("code").timeout_s == 30
+        assert config.pool("code").components["b"].gate is None
+        assert (list(config.pool("default").components), config.pool("default").timeout_s) == (["a"], 5.0)

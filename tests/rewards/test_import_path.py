@@ -39,7 +39,7 @@ def test_import_path_resolves(package):
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(ImportPathError, match=r"verifier 'final_numbr'.*did you mean 'final_number'"):
         resolve_verifier("final_numbr")
-    with pytest.raises(ImportPathError, match=r"known names: box_iou, .*exact_match, .*my_pkg"):
+    with pytest.raises(ImportPathError, match=r"known names: answer_frequency, box_iou, .*exact_match, .*my_pkg"):
         resolve_verifier("zzz")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from rewards.child import ChildStartError
 from rewards.config import RewardComponent, RewardConfig
-from rewards.isolation import ChildPool, ChildStartError
+from rewards.isolation import ChildPool
 from rewards.task import ExpertResponse, Task
 from rewards.verdict import Status
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rewards.config import RewardComponent, RewardConfig
 from rewards.import_path import ImportPathError
-from rewards.rubric import Rubric
+from rewards.rubric import Rubric, combine
 from rewards.task import Task
 from rewards.verdict import FLOOR_STATUSES, UNSCORED_STATUSES, Status, Verdict
 
@@ -173,8 +173,9 @@ def test_invariants_for_any_mix_of_verdicts(parts, floor):
         name: RewardComponent(verifier="exact_match", weight=p["weight"], required=p["required"], gate=gate)
         for name, p, gate in zip(names, parts, gates, strict=True)
     }
-    combined = Rubric(RewardConfig(components=sections, floor=floor))._combine(
-        {name: _verdict(p) for name, p in zip(names, parts, strict=True)}
+    combined = combine(
+        RewardConfig(components=sections, floor=floor),
+        {name: _verdict(p) for name, p in zip(names, parts, strict=True)},
     )
 
     first = parts[0]

@@ -26,6 +26,7 @@ MAY_BE_SILENT = {
     "contexts_too_long",  # only where help leaves no room for an answer
     "dropped_reports",  # only from a sink that is too slow
     "dropped/*",  # only when a group is refused or evicted
+    "watch/agreement",  # only with a held-out component
     "calls/*",  # only when a call is repeated or late
 }
 
