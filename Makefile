@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-fast test-cluster test-vllm lint format clean
+.PHONY: demo test test-fast test-cluster test-vllm soak lint format clean
 
 $(VENV)/.braid-installed: pyproject.toml deploy/install.sh deploy/requirements-cpu.txt
 	deploy/install.sh $(VENV)
@@ -23,11 +23,15 @@ test-fast: install
 
 # Tier 2: the real Ray graph with simulated engines.
 test-cluster: install
-	$(PYTEST) -q -m "cluster and not vllm and not gpu"
+	$(PYTEST) -q -m "cluster and not vllm and not gpu and not soak"
 
 # Tier 3: real vLLM on the CPU, alone and in the Ray graph.
 test-vllm: install
-	$(PYTEST) -q -m "vllm and not gpu"
+	$(PYTEST) -q -m "vllm and not gpu and not soak"
+
+# Hostile programs by the thousand; not part of `make test`.
+soak: install
+	$(PYTEST) -q -s -m soak
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,6 +49,33 @@ def token_logprobs(
         return empty, empty if with_entropy else None
     logprobs, entropy = _TiledHead.apply(hidden, weight, rows, targets, temperature, chunk_tokens, with_entropy)
     return logprobs, entropy[rows] if with_entropy else None
+
+
+@torch.no_grad()
+def vocabulary_measures(
+    hidden: Tensor, weight: Tensor, *, floor: float, temperature: float = 1.0, chunk_tokens: int = 256
+) -> Tensor:
+    """Numbers of the whole distributions softmax(hidden @ weight.T / temperature), without gradient.
+
+    Args:
+        hidden: [M, H]; weight: [V, H].
+        floor: share of the largest probability from which on a token counts to the kept mass.
+        chunk_tokens: bound on the logits that exist at once, in rows of V.
+
+    Returns:
+        [3, M] fp32: sum of squared probabilities, largest log-prob (nats), kept mass.
+    """
+    measures = torch.empty(3, len(hidden), device=hidden.device)
+    for start in range(0, len(hidden), chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        log_probs = _tile_logits(hidden[rows], weight, temperature, None).log_softmax(1)
+        largest = log_probs.amax(1)
+        kept = log_probs >= (largest + math.log(floor))[:, None]
+        probabilities = log_probs.exp_()
+        measures[0, rows] = probabilities.square().sum(1)
+        measures[1, rows] = largest
+        measures[2, rows] = torch.where(kept, probabilities, 0.0).sum(1)
+    return measures
 
 
 class _Tiles:

@@ -17,11 +17,13 @@ Two stages keep the result independent of packing, micro-batch size and number o
        reference_logprobs    [N] nats                             if "reference_logprobs" in objective.needs
        proximal_logprobs     [N] nats, policy at the start of the update, optional: a batch that is used for one
                              update starts it at `logprobs`, so these are taken, without gradient, where it is missing
+       {label}/{column}      [N] what `learner.statistics` makes of all tokens, for a term whose loss has a statistic
 
    The log-prob of token n is the model's output one position earlier. Columns may hold anything, also NaN, where
    `plan.trained` is False, so the head need not be computed there; the first token of a sequence is never trained.
 
 All tokens of a sequence belong to one call: losses and corrections may sum over them (`sequence_ids` of the plan).
+So do all members of a group where a loss compares them (`whole_groups`, `group_ids`).
 
 The caller adds up losses (and gradients) of its micro-batches and ranks as they are, without averaging; a framework
 that averages gradients over R ranks needs the loss times R. Metrics are joined by `join_metrics` and turned into
@@ -40,7 +42,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import ADVANTAGES, Float64Array, ScoredBatch
-from learner.config import Need, Term
+from learner.config import Need, ProtectedSurrogate, Term
 from learner.corrections import correction_weights
 from learner.losses.table import LOSSES
 from learner.ratios import effective_sample_fraction, mismatch_metrics
@@ -60,6 +62,7 @@ class TermPlan:
         advantages: [T] reward units, 0 outside the mask; None for a loss that reads no scores.
         num_tokens: masked tokens of the whole batch.
         num_sequences: trajectories with at least one masked token.
+        moves: per trajectory, whether it can have a gradient.
     """
 
     label: str
@@ -68,6 +71,7 @@ class TermPlan:
     advantages: tuple[Float32Array, ...] | None
     num_tokens: int
     num_sequences: int
+    moves: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,14 @@ class BatchPlan:
     Attributes:
         terms: in the order of the objective's terms.
         trained: [T] per trajectory, True on tokens that at least one term uses: only these need log-probs.
+        groups: per trajectory, the number of its group.
+        whole_groups: a term compares the members of a group, so they belong to one call of `Objective.loss`.
     """
 
     terms: tuple[TermPlan, ...]
     trained: tuple[BoolArray, ...]
+    groups: tuple[int, ...]
+    whole_groups: bool
 
     @property
     def columns(self) -> dict[str, tuple[Float32Array, ...]]:
@@ -89,6 +97,11 @@ class BatchPlan:
             # float32 like every column: exact up to 2^24 trajectories
             "sequence_ids": tuple(np.full(len(mask), i, dtype=np.float32) for i, mask in enumerate(self.trained))
         }
+        if self.whole_groups:
+            columns["group_ids"] = tuple(
+                np.full(len(mask), group, dtype=np.float32)
+                for group, mask in zip(self.groups, self.trained, strict=True)
+            )
         for term in self.terms:
             columns[f"{term.label}/token_scale"] = term.token_scale
             if term.advantages is not None:
@@ -111,11 +124,25 @@ class Objective:
         self._labels = _labels(self._terms)
         for label, term in zip(self._labels, self._terms, strict=True):
             _check_advantage_options(label, term)
+        _refuse_two_floors(self._terms)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """One unique name per term."""
         return self._labels
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether a term's loss reads columns of `learner.statistics`, so that an update starts with a first pass."""
+        return any(term.loss.statistic is not None for term in self._terms)
+
+    @property
+    def vocabulary_floor(self) -> float | None:
+        """Share of the largest probability from which on a token counts to `kept_mass` of `learner.statistics`; None:
+        no term reads whole distributions."""
+        readers = [term.loss for term in self._terms if term.loss.reads_vocabulary]
+        floors = [loss.min_ratio for loss in readers if isinstance(loss, ProtectedSurrogate)]
+        return (floors or [1.0])[0] if readers else None
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -137,7 +164,12 @@ class Objective:
             _plan_term(label, term, groups, trajectories) for label, term in zip(self._labels, self._terms, strict=True)
         )
         trained = tuple(np.logical_or.reduce(masks) for masks in zip(*(term.mask for term in terms), strict=True))
-        return BatchPlan(terms=terms, trained=trained)
+        return BatchPlan(
+            terms=terms,
+            trained=trained,
+            groups=tuple(i for i, group in enumerate(groups) for _ in group.trajectories),
+            whole_groups=any(term.loss.couples_groups for term in self._terms),
+        )
 
     def loss(self, columns: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """What these tokens contribute to the loss of a 0-based learner step.
@@ -169,9 +201,10 @@ class Objective:
 
         Always: loss (before its weight), weight, num_tokens, num_sequences. By loss: clip_fraction, ratio_mean,
         mismatch_mean, mismatch_max (nats between log-probs and behaviour log-probs), chi2 and
-        effective_sample_fraction of the ratios, kl_mean, entropy_mean, token_weight_mean, nll_mean. A correction
-        adds, behind "correction/", token_weight_mean, clip_fraction (tokens of weight 0) and the distances of proximal
-        and sampling policy: ratio_mean, mismatch_mean, mismatch_max, chi2, effective_sample_fraction.
+        effective_sample_fraction of the ratios, kl_mean, entropy_mean, token_weight_mean, nll_mean,
+        protected_fraction. A correction adds, behind "correction/", token_weight_mean, clip_fraction (tokens of
+        weight 0) and the distances of proximal and sampling policy: ratio_mean, mismatch_mean, mismatch_max, chi2,
+        effective_sample_fraction.
         """
         report: dict[str, dict[str, float]] = {}
         for term, plan_of_term in zip(self._terms, plan.terms, strict=True):
@@ -231,6 +264,7 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
         _refuse_unknown_behavior(label, trajectories, masks)
     lengths = np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)
     scales = _token_scales(lengths, term)
+    moving = advantages if advantages is not None and term.loss.silent_without_advantage else masks
     return TermPlan(
         label=label,
         mask=masks,
@@ -240,6 +274,7 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
         advantages=advantages,
         num_tokens=int(lengths.sum()),
         num_sequences=int(np.count_nonzero(lengths)),
+        moves=tuple(bool(np.any(array)) for array in moving),
     )
 
 
@@ -306,12 +341,19 @@ def _check_advantage_options(label: str, term: Term) -> None:
         )
 
 
+def _refuse_two_floors(terms: Sequence[Term]) -> None:
+    floors = sorted({term.loss.min_ratio for term in terms if isinstance(term.loss, ProtectedSurrogate)})
+    if len(floors) > 1:
+        raise ValueError(
+            f"terms of protected_surrogate ask for min_ratio {floors}, but one denoised policy is measured: give them "
+            "the same min_ratio"
+        )
+
+
 def _columns_of_term(label: str, term: Term, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The columns under the names a loss function gives them."""
     own = {"proximal_logprobs": columns["logprobs"].detach(), **columns}
-    for name in ("token_scale", "advantages"):
-        if f"{label}/{name}" in columns:
-            own[name] = columns[f"{label}/{name}"]
+    own |= {name.removeprefix(f"{label}/"): column for name, column in columns.items() if name.startswith(f"{label}/")}
     if term.ratio_to == "proximal":
         own["sampling_logprobs"] = own.get("behavior_logprobs", own["logprobs"])
         own["behavior_logprobs"] = own["proximal_logprobs"]

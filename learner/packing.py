@@ -128,7 +128,12 @@ def choose_layout(attention: Literal["auto", "shared_prompt", "packed"], sequenc
 
 
 def split_micro_batches(
-    sequences: Sequence[Tokens], *, max_tokens: int, num_ranks: int, share_prefixes: bool
+    sequences: Sequence[Tokens],
+    *,
+    max_tokens: int,
+    num_ranks: int,
+    share_prefixes: bool,
+    together: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """Which sequences each rank computes in each of its micro-batches.
 
@@ -137,13 +142,26 @@ def split_micro_batches(
     All ranks get the same number of micro-batches, so that their collectives stay in step; some may be empty. A
     sequence longer than `max_tokens` gets a micro-batch of its own.
 
+    Args:
+        together: per sequence, equal for those that must lie in one micro-batch; such a unit may be longer than
+            `max_tokens`, too. None: each may lie anywhere.
+
     Returns:
         [rank][micro-batch] lists of indices into `sequences`.
     """
     order = list(_prefix_order(sequences)) if share_prefixes else list(range(len(sequences)))
+    if together is not None:
+        order = _units_adjacent(order, together)
     ordered = [sequences[i] for i in order]
     lengths = np.fromiter(map(len, ordered), np.int64, len(ordered))
     costs = _costs(ordered, share_prefixes=share_prefixes)
+    starts = np.arange(len(order) + 1)
+    if together is not None:
+        units = np.asarray([together[i] for i in order])
+        starts = np.flatnonzero(np.concatenate([[True], units[1:] != units[:-1], [True]]))
+        added = lengths[starts[:-1]] - costs[starts[:-1]]
+        costs = np.add.reduceat(costs, starts[:-1])
+        lengths = costs + added
     fewest = len(_cut(lengths, costs, max_tokens))
     num_chunks = num_ranks * -(-fewest // num_ranks)
     low, high = max(1, -(-int(costs.sum()) // num_chunks)), max(max_tokens, 1)
@@ -153,13 +171,21 @@ def split_micro_batches(
             high = middle
         else:
             low = middle + 1
-    chunks = [order[first:last] for first, last in _cut(lengths, costs, high)]
+    chunks = [order[starts[first] : starts[last]] for first, last in _cut(lengths, costs, high)]
     chunks += [[]] * (num_chunks - len(chunks))
     return [chunks[rank::num_ranks] for rank in range(num_ranks)]
 
 
+def _units_adjacent(order: Sequence[int], together: Sequence[int]) -> list[int]:
+    """The order with each unit's sequences at the place of its first."""
+    place: dict[int, int] = {}
+    for i in order:
+        place.setdefault(together[i], len(place))
+    return sorted(order, key=lambda i: place[together[i]])
+
+
 def _cut(lengths: Int64Array, costs: Int64Array, capacity: int) -> list[tuple[int, int]]:
-    """Neighbouring sequences until `capacity`; the first of a chunk pays for its whole prefix."""
+    """Neighbouring sequences (or units of them) until `capacity`; the first of a chunk pays for its whole prefix."""
     cuts, first, load = [], 0, 0
     for i in range(len(lengths)):
         if i > first and load + costs[i] > capacity:

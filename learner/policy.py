@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.attention import ATTENTION_NAME
 from learner.batch import MicroBatch, TrainingSequence, collate
-from learner.logprobs import token_logprobs
+from learner.logprobs import token_logprobs, vocabulary_measures
 from rewards.trajectory import Float32Array
 
 if TYPE_CHECKING:  # the model side runs where pydantic is not installed
@@ -87,12 +87,20 @@ class Policy(nn.Module):
         return cast(nn.Linear, self.model.get_output_embeddings()).weight
 
     def forward(
-        self, batch: MicroBatch, *, with_entropy: bool = False, temperature: float | None = None
+        self,
+        batch: MicroBatch,
+        *,
+        with_entropy: bool = False,
+        temperature: float | None = None,
+        vocabulary_floor: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs of a micro-batch's trained tokens.
 
+        Args:
+            vocabulary_floor: asks for `vocabulary_measures` in place of the entropy.
+
         Returns:
-            [N] fp32 nats, and [N] fp32 nats of entropy or None, in the order of `batch.readers`.
+            [N] fp32 nats, and [N] fp32 nats of entropy, [3, N] measures or None, in the order of `batch.readers`.
         """
         hidden = self._hidden_states(batch).index_select(0, batch.predictors)
         logprobs, entropy = token_logprobs(
@@ -104,6 +112,15 @@ class Policy(nn.Module):
             chunk_tokens=self._chunk_tokens,
             with_entropy=with_entropy,
         )
+        if vocabulary_floor is not None:
+            measures = vocabulary_measures(
+                hidden,
+                self._head_weight,
+                floor=vocabulary_floor,
+                temperature=self.temperature if temperature is None else temperature,
+                chunk_tokens=self._chunk_tokens,
+            )
+            return logprobs[batch.readers], measures[:, batch.rows][:, batch.readers]
         return logprobs[batch.readers], None if entropy is None else entropy[batch.readers]
 
     def _hidden_states(self, batch: MicroBatch) -> Tensor:

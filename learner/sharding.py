@@ -96,3 +96,10 @@ def reduce_over_ranks(
             dist.all_reduce(stacked, op=operation)
             reduced |= dict(zip(names, stacked.unbind(), strict=True))
     return reduced
+
+
+def add_over_ranks(values: Tensor, world_size: int) -> Tensor:
+    """The sum of each element over the ranks; collective, in place."""
+    if world_size > 1:
+        dist.all_reduce(values)
+    return values

@@ -22,7 +22,8 @@ from learner.config import LearnerConfig, Need, Term
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
 from learner.packing import choose_layout, split_micro_batches
 from learner.policy import Policy
-from learner.sharding import init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
+from learner.sharding import add_over_ranks, init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
+from learner.statistics import MEASURES, Float64Array, statistic_columns
 from rewards.trajectory import Float32Array, Group
 
 SUPPLIED: frozenset[Need] = frozenset({"behavior_logprobs", "reference_logprobs", "entropy", "scores"})
@@ -212,11 +213,16 @@ class Trainer:
         """Gradients of the whole batch; returns loss, token counts and metrics summed over micro-batches and ranks."""
         inputs = [s.input_ids for s in sequences]
         share_prefixes = choose_layout(self.config.attention, inputs) == "shared_prompt"
-        columns = self._columns(groups, plan)
+        columns = {**self._columns(groups, plan)}
+        if self.objective.has_statistics:
+            with clock.phase("first_pass"):
+                measured = self._first_pass(plan, sequences, share_prefixes)
+            behavior = [t.behavior_logprobs for g in groups for t in g.trajectories]
+            columns |= statistic_columns(self._terms, plan, behavior, measured, step)
         taught, measured = _split_by_gradient(plan, [term.weight.at(step) for term in self._terms], sequences)
         parts = []
         for part, backward in ((taught, True), (measured, False)):
-            for chunk in self._my_chunks(part, share_prefixes):
+            for chunk in self._my_chunks(part, plan, share_prefixes):
                 with clock.phase("collate"):
                     batch = self._collate(chunk, columns, share_prefixes)
                 with torch.set_grad_enabled(backward):
@@ -224,7 +230,29 @@ class Trainer:
         totals = reduce_over_ranks(join_metrics(parts), is_maximum=is_maximum, world_size=self.world_size)
         return {**totals, "shared_prefixes": torch.tensor(float(share_prefixes))}
 
-    def _my_chunks(self, sequences: Sequence[TrainingSequence], share_prefixes: bool) -> list[list[TrainingSequence]]:
+    @torch.no_grad()
+    def _first_pass(
+        self, plan: BatchPlan, sequences: Sequence[TrainingSequence], share_prefixes: bool
+    ) -> dict[str, Float64Array]:
+        """MEASURES of all trained tokens at the start of the update, [num_trained_tokens] each; collective, and the
+        same on every rank."""
+        floor = self.objective.vocabulary_floor
+        names = MEASURES[:1] if floor is None else MEASURES
+        ends = np.cumsum([np.count_nonzero(mask) for mask in plan.trained])
+        measured = torch.zeros(len(names), plan.num_trained_tokens, dtype=torch.float64, device=self.device)
+        for chunk in self._my_chunks(sequences, plan, share_prefixes):
+            logprobs, measures = self.policy(self._collate(chunk, {}, share_prefixes), vocabulary_floor=floor)
+            self.policy.release()
+            places = [torch.arange(len(s.positions)) + (ends[s.trajectory] - len(s.positions)) for s in chunk]
+            if places:
+                rows = logprobs[None] if measures is None else torch.cat([logprobs[None], measures])
+                measured[:, torch.cat(places).to(self.device)] = rows.double()
+        table = add_over_ranks(measured, self.world_size).cpu().numpy()
+        return dict(zip(names, table, strict=True))
+
+    def _my_chunks(
+        self, sequences: Sequence[TrainingSequence], plan: BatchPlan, share_prefixes: bool
+    ) -> list[list[TrainingSequence]]:
         """This rank's micro-batches; as many as every other rank's."""
         if not sequences:
             return []
@@ -233,6 +261,7 @@ class Trainer:
             max_tokens=self.config.max_tokens_per_micro_batch,
             num_ranks=self.world_size,
             share_prefixes=share_prefixes,
+            together=[plan.groups[s.trajectory] for s in sequences] if plan.whole_groups else None,
         )
         return [[sequences[i] for i in chunk] for chunk in chunks[self.rank]]
 
@@ -324,16 +353,19 @@ def _split_by_gradient(
     """Sequences that move the weights, and those that are only measured: zero advantage or zero term weight.
 
     Groups whose answers all earned the same are common in RL; a forward pass is a third of the cost. When nothing
-    moves the weights all count as the first kind, so that the optimizer still sees gradients (zeros).
+    moves the weights all count as the first kind, so that the optimizer still sees gradients (zeros). Where a term
+    compares the members of a group, the group goes as its first moving member does.
     """
+    moving = {
+        plan.groups[i] if plan.whole_groups else i
+        for i in (sequence.trajectory for sequence in sequences)
+        if any(weight != 0.0 and term.moves[i] for weight, term in zip(weights, plan.terms, strict=True))
+    }
     taught, measured = [], []
     for sequence in sequences:
         index = sequence.trajectory
-        moves = any(
-            weight != 0.0 and np.any(term.mask[index] if term.advantages is None else term.advantages[index])
-            for weight, term in zip(weights, plan.terms, strict=True)
-        )
-        (taught if moves else measured).append(sequence)
+        unit = plan.groups[index] if plan.whole_groups else index
+        (taught if unit in moving else measured).append(sequence)
     return (taught, measured) if taught else (measured, taught)
 
 

@@ -267,6 +267,18 @@ def _add_during_a_run(add: argparse._SubParsersAction) -> None:
 
     parser = _command(
         add,
+        "scale",
+        commands.scale,
+        "change the number of a run's rollout workers while it trains",
+        "  braid scale my-run rollout=4\n\n"
+        "Newcomers serve when they have verified the newest weights; who leaves finishes its groups first.\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("size", metavar="rollout=N", help="how many rollout workers the run is to have")
+    _add_runs(parser)
+
+    parser = _command(
+        add,
         "trace",
         commands.trace,
         "tell one sample's life from issue to gradient",

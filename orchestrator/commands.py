@@ -238,6 +238,29 @@ def stop(args: Namespace) -> int:
     return 0
 
 
+def scale(args: Namespace) -> int:
+    """More or fewer rollout workers for a run that trains."""
+    role, _, number = args.size.partition("=")
+    if role != "rollout" or not number.isdecimal():
+        raise CommandError(f"{args.size!r} is not a size a run can be given: write rollout=N with a whole number N")
+    run_dir = find_run(args.run, args.runs)
+    _take_auth_mode(run_dir)
+    import ray
+
+    from orchestrator.fleet import FleetSizeError
+    from orchestrator.launch import scale_run
+
+    try:
+        print(scale_run(run_dir, rollout=int(number)))
+    except FleetSizeError as error:
+        raise CommandError(str(error)) from error
+    except ConnectionError as error:
+        raise CommandError(str(error), exit_code=1) from error
+    finally:
+        ray.shutdown()
+    return 0
+
+
 def report(args: Namespace) -> int:
     """The HTML page of a run; with --compare one plot of several runs."""
     from orchestrator.report import write_comparison, write_report

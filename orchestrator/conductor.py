@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from actors.rollout_worker import PinnedEvaluation
 from actors.run_checkpoint import RestorePoint
 from orchestrator.config import RunConfig
 from orchestrator.evaluation import summarise
+from orchestrator.fleet import RolloutFleet, RolloutSource
+from orchestrator.quietly import quietly
 from orchestrator.recorder import RunRecorder
 from rewards.task import Task
 
@@ -19,31 +21,6 @@ POLL_S = 1.0
 """How often the boxes are asked for their numbers."""
 NUM_SLOWEST = 16
 """Samples listed in the summary because their verdicts took longest."""
-
-
-class RolloutBox(Protocol):
-    """A RolloutWorker, here or in another process."""
-
-    async def start(self, model_path: str) -> Any: ...
-
-    async def run(self, *, sample: bool = True) -> None: ...
-
-    async def evaluate(
-        self,
-        tasks: Sequence[Task],
-        *,
-        min_step: int,
-        samples_per_task: int,
-        temperature: float,
-        keep_in: Path | None,
-        better_than: float,
-    ) -> PinnedEvaluation: ...
-
-    async def stats(self) -> dict[str, float]: ...
-
-    async def drain(self) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 class LearnerBox(Protocol):
@@ -88,18 +65,15 @@ class ScoringBox(Protocol):
 
 @dataclass(kw_only=True)
 class RunParts:
-    """The boxes of one run. `respawn_rollout` builds a started replacement of a lost worker; None: nobody can."""
+    """The boxes of one run, and where its rollout workers come from."""
 
     model_path: str
     tasks: FeedBox
     replay: ReplayBox
     learner: LearnerBox
-    rollouts: dict[str, RolloutBox]
+    rollouts: RolloutSource
     scoring: Sequence[ScoringBox]
     heldout: Sequence[Task]
-    respawn_rollout: Callable[[str], Awaitable[RolloutBox]] | None = None
-    lost: tuple[type[BaseException], ...] = field(default=())
-    """Exceptions that mean a rollout worker's process is gone, so that a replacement may be spawned."""
     max_respawns: int = 5
 
 
@@ -114,10 +88,17 @@ class Conductor:
         self._config, self._run_dir, self._parts, self._recorder = config, run_dir, parts, recorder
         self._evaluations: set[asyncio.Task[None]] = set()
         self._evaluated_steps: set[int] = set()
-        self._respawns = 0
         self._alarms: set[tuple[str, str]] = set()
         self._stopping = False
-        self._training = False
+        self._fleet = RolloutFleet(
+            [f"rollout-{i}" for i in range(config.rollout.num_workers)],
+            parts.rollouts,
+            recorder,
+            parts.replay.release_worker,
+            model_path=parts.model_path,
+            max_respawns=parts.max_respawns,
+            sample=config.replay.live_share > 0,
+        )
 
     async def run(self, restore: RestorePoint | None = None) -> dict[str, Any]:
         """Start, evaluate, train, evaluate, export; returns the summary that was written."""
@@ -139,7 +120,7 @@ class Conductor:
         finally:
             for task in self._evaluations:
                 task.cancel()
-            found = {"replay": await _quietly(parts.replay.stats()), "slowest_samples": await self._slowest_samples()}
+            found = {"replay": await quietly(parts.replay.stats()), "slowest_samples": await self._slowest_samples()}
             summary = recorder.write_summary(found)
             await self._close()
         return summary
@@ -149,6 +130,18 @@ class Conductor:
         self._stopping = True
         await self._parts.learner.request_stop()
         await self._parts.replay.finish()
+
+    @property
+    def num_rollout_workers(self) -> int:
+        return self._fleet.size
+
+    async def scale(self, *, rollout: int) -> None:
+        """Lets rollout workers join or leave; returns before they have.
+
+        Raises:
+            FleetSizeError: the run cannot have that many now.
+        """
+        await self._fleet.resize(rollout)
 
     # -- phases -------------------------------------------------------------------------------------------------
 
@@ -160,78 +153,30 @@ class Conductor:
             await parts.replay.rollback(restore.step, restore.batches)
             await parts.learner.restore(str(restore.folder), restore.step, restore.batches)
         await parts.learner.publish()
-        await asyncio.gather(*(self._start_rollout(name, worker) for name, worker in parts.rollouts.items()))
-
-    async def _start_rollout(self, name: str, worker: RolloutBox) -> None:
-        self._recorder.worker_state(name, "starting")
-        await worker.start(self._parts.model_path)
-        self._recorder.worker_state(name, "ready")
+        await self._fleet.start()
 
     async def _train(self) -> int:
         """Learner and rollout loops side by side until the learner is through."""
-        parts = self._parts
+        parts, fleet = self._parts, self._fleet
         await self._collect()
         self._recorder.training_began()
         learner = asyncio.ensure_future(parts.learner.run())
-        sample = self._config.replay.live_share > 0
-        rollouts = {asyncio.ensure_future(w.run(sample=sample)): name for name, w in parts.rollouts.items()}
-        watching = asyncio.ensure_future(self._watch())
-        self._training = True
+        others = [asyncio.ensure_future(fleet.serve()), asyncio.ensure_future(self._watch())]
         try:
-            while not learner.done():
-                await asyncio.wait({learner, watching, *rollouts}, return_when=asyncio.FIRST_COMPLETED)
-                if watching.done():
-                    watching.result()
-                for finished in [r for r in rollouts if r.done()]:
-                    name = rollouts.pop(finished)
-                    if not learner.done() and await self._is_lost(name, finished):
-                        rollouts[asyncio.ensure_future(self._replaced_run(name, sample=sample))] = name
+            await asyncio.wait({learner, *others}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in (task for task in others if task.done() and not learner.done()):
+                ended.result()
             steps = learner.result()
             await self._collect()
             self._recorder.training_ended()
             return steps
         finally:
-            self._training = False
-            watching.cancel()
-            learner.cancel()
-            await _quietly(parts.replay.finish())
-            await asyncio.gather(*(_quietly(worker.drain()) for worker in parts.rollouts.values()))
-            await asyncio.gather(*rollouts, return_exceptions=True)
+            for task in (learner, others[1]):
+                task.cancel()
+            await quietly(parts.replay.finish())
+            await fleet.finish()
+            await asyncio.gather(*others, return_exceptions=True)
             await self._collect()
-
-    async def _is_lost(self, name: str, finished: asyncio.Future[None]) -> bool:
-        """Whether a rollout loop that ended early wants a replacement; a fault of another kind ends the run."""
-        error = finished.exception()
-        if error is None:
-            self._recorder.worker_state(name, "drained")
-            return False
-        await self._note_lost(name, error)
-        return True
-
-    async def _note_lost(self, name: str, error: BaseException) -> None:
-        """Raises the error when nobody can replace the worker, or too many were replaced already."""
-        self._recorder.worker_state(name, "lost")
-        await self._recorder.event("rollout_lost", {"worker": name, "error": repr(error)})
-        parts = self._parts
-        replaceable = isinstance(error, parts.lost) and parts.respawn_rollout is not None
-        if not replaceable or self._respawns >= parts.max_respawns:
-            raise error
-        self._respawns += 1
-        await parts.replay.release_worker(name)
-
-    async def _replace(self, name: str) -> RolloutBox:
-        """A started worker under the name of a lost one; it serves nothing before its first verified activation."""
-        assert self._parts.respawn_rollout is not None
-        replacement = await self._parts.respawn_rollout(name)
-        self._parts.rollouts[name] = replacement
-        await self._start_rollout(name, replacement)
-        await self._recorder.event("rollout_replaced", {"worker": name})
-        return replacement
-
-    async def _replaced_run(self, name: str, *, sample: bool) -> None:
-        """In the place of a lost worker's loop, so that the other loops go on while the engine starts."""
-        replacement = await self._replace(name)
-        await replacement.run(sample=sample)
 
     async def _watch(self) -> None:
         """Polls numbers, triggers evaluations, and stops a run whose rewards keep failing."""
@@ -246,17 +191,17 @@ class Conductor:
 
     async def _collect(self) -> None:
         parts, recorder = self._parts, self._recorder
-        stats = await _quietly(parts.replay.stats())
+        stats = await quietly(parts.replay.stats())
         if stats:
             recorder.waits(stats.get("waits", {}))
             await recorder.report("replay", _numbers(stats))
-        if values := await _quietly(parts.tasks.stats()):
+        if values := await quietly(parts.tasks.stats()):
             await recorder.report("tasks", values)
-        for name, worker in list(parts.rollouts.items()):
-            if values := await _quietly(worker.stats()):
+        for name, worker in list(self._fleet.workers.items()):
+            if values := await quietly(worker.stats()):
                 await recorder.report(name, values)
         for index, box in enumerate(parts.scoring):
-            values = await _quietly(box.stats())
+            values = await quietly(box.stats())
             if values:
                 self._check_unscored(values)
                 await self._tell_alarms(f"reward-{index}", values.get("alarms", {}))
@@ -271,7 +216,7 @@ class Conductor:
 
     async def _slowest_samples(self) -> list[dict[str, Any]]:
         """The samples whose verdicts took longest, over all reward workers and pools."""
-        stats = [await _quietly(box.stats()) or {} for box in self._parts.scoring]
+        stats = [await quietly(box.stats()) or {} for box in self._parts.scoring]
         slowest = [
             s | {"pool": pool} for one in stats for pool, samples in one.get("slowest", {}).items() for s in samples
         ]
@@ -288,7 +233,7 @@ class Conductor:
         tasks = self._parts.heldout
         if 0 < min_step < self._config.num_steps and settings.num_tasks is not None:
             tasks = tasks[: settings.num_tasks]
-        if not tasks or not self._parts.rollouts:
+        if not tasks:
             return
         if min_step == 0:
             self._recorder.phase("evaluating")
@@ -303,7 +248,7 @@ class Conductor:
         settings = self._config.evaluation
         best = max((e.splits["all"].accuracy for e in self._recorder.evaluations), default=-1.0)
         while True:
-            name, worker = next(iter(self._parts.rollouts.items()))
+            name, worker = next(iter(self._fleet.workers.items()))
             try:
                 return await worker.evaluate(
                     tasks,
@@ -313,32 +258,17 @@ class Conductor:
                     keep_in=self._run_dir / "best" if min_step > 0 and settings.every else None,
                     better_than=best,
                 )
-            except self._parts.lost as error:
+            except self._parts.rollouts.lost as error:
                 await self._recorder.event("evaluation_lost", {"worker": name, "error": repr(error)})
-                if not self._training:
-                    await self._note_lost(name, error)
-                    await self._replace(name)
-                # Its training loop notices too, and replaces it.
-                while self._parts.rollouts[name] is worker:  # noqa: ASYNC110
-                    await asyncio.sleep(POLL_S)
+                await self._fleet.replaced(name, worker, error)
 
     async def _close(self) -> None:
         await asyncio.gather(
-            *(_quietly(worker.close()) for worker in self._parts.rollouts.values()),
-            *(_quietly(box.close()) for box in self._parts.scoring),
+            self._fleet.close(),
+            *(quietly(box.close()) for box in self._parts.scoring),
         )
         self._recorder.close()
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-
-
-async def _quietly(call: Awaitable[Any]) -> Any:
-    """The result, or None when the box is gone: numbers for humans must not end a run."""
-    try:
-        return await call
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        raise
-    except Exception:  # the fault is attributed where the box's own loop is awaited
-        return None

@@ -18,6 +18,7 @@ from actors.model_store import resolve_model
 from actors.spawn import remove_on_all_nodes
 from actors.transports.object_store import remove_versions
 from orchestrator.config import RunConfig
+from orchestrator.fleet import FleetSizeError
 from orchestrator.run_files import RunFiles, make_spec, open_run, weights_directory
 from orchestrator.supervisor import SUPERVISOR, RunSupervisor
 from orchestrator.view import RunView
@@ -172,6 +173,21 @@ def run_status(run_dir: Path) -> dict[str, Any]:
 def stop_run(run_dir: Path) -> None:
     """Asks a run to end after the step in flight, with a checkpoint."""
     ray.get(_attach(run_dir).stop.remote(), timeout=60)
+
+
+def scale_run(run_dir: Path, *, rollout: int) -> str:
+    """Asks a run for more or fewer rollout workers; returns what it answered, before they have joined or left.
+
+    Raises:
+        ConnectionError: the run is not alive.
+        FleetSizeError: it cannot have that many now.
+    """
+    try:
+        return cast(str, ray.get(_attach(run_dir).scale.remote(rollout=rollout), timeout=60))
+    except RayTaskError as error:
+        if isinstance(error.cause, FleetSizeError):
+            raise error.cause from None
+        raise
 
 
 def wait_stopped(run_dir: Path, timeout_s: float) -> bool:

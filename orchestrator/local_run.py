@@ -17,10 +17,11 @@ from actors.assembly import (
     make_task_feed,
     make_weight_store,
 )
+from actors.engines.protocol import EngineError
 from actors.learner_worker import LearnerPorts, LearnerWorker
 from actors.model_store import resolve_model
 from actors.pools import ScorePool
-from actors.rollout_worker import RolloutPorts
+from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.run_checkpoint import RunCheckpointer, newest_restore_point
 from actors.transports.object_store import remove_versions
 from orchestrator.conductor import Conductor, RunParts
@@ -69,13 +70,27 @@ async def build_local_parts(
     )
     pool = ScorePool(scoring, hedge_after_s=spec.reward.hedge_worker_after_s)
     rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=pool, weights=store, report=recorder)
-    names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
     return RunParts(
         model_path=spec.model_path,
         tasks=feed,
         replay=replay,
         learner=LearnerWorker(make_learner_plan(spec), ports),
-        rollouts={name: make_rollout_worker(spec, name, rollout_ports) for name in names},
+        rollouts=LocalRollouts(spec, rollout_ports),
         scoring=scoring,
         heldout=tasks.heldout,
     )
+
+
+class LocalRollouts:
+    """RolloutSource of this process."""
+
+    lost: tuple[type[BaseException], ...] = (EngineError,)
+
+    def __init__(self, spec: RunSpec, ports: RolloutPorts) -> None:
+        self._spec, self._ports = spec, ports
+
+    async def spawn(self, name: str) -> RolloutWorker:
+        return make_rollout_worker(self._spec, name, self._ports)
+
+    async def remove(self, name: str) -> None:
+        """Nothing: a closed worker of this process holds nothing."""

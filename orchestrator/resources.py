@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.config import RolloutConfig
 from orchestrator.config import RunConfig
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -64,6 +66,13 @@ def learner_gpus_per_rank(config: RunConfig) -> float:
         return 1.0
     rollout = config.rollout
     return max(0.0, 1.0 - rollout.num_workers * rollout.num_gpus_per_worker / config.learner.num_ranks)
+
+
+def missing_for(rollout: RolloutConfig, num_more: int, free: Mapping[str, float]) -> str:
+    """What more rollout workers need beyond `free`, Ray's resources that nobody holds; "" when it is all there."""
+    wanted = {"CPU": rollout.num_cpus_per_worker, "GPU": rollout.num_gpus_per_worker}
+    lacks = {name: each * num_more - free.get(name, 0.0) for name, each in wanted.items()}
+    return " and ".join(f"{lack:g} {name}" for name, lack in lacks.items() if lack > 1e-9)
 
 
 def num_cores() -> int:

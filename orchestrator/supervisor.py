@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -28,10 +29,11 @@ from actors.spawn import (
     spawn_task_feed,
     spawn_weight_store,
 )
-from orchestrator.conductor import Conductor, FeedBox, LearnerBox, ReplayBox, RolloutBox, RunParts
+from orchestrator.conductor import Conductor, FeedBox, LearnerBox, ReplayBox, RunParts
 from orchestrator.config import RunConfig
+from orchestrator.fleet import FleetSizeError, RolloutBox
 from orchestrator.recorder import RunRecorder
-from orchestrator.resources import learner_gpus_per_rank
+from orchestrator.resources import learner_gpus_per_rank, missing_for
 from orchestrator.run_files import RunFiles
 from orchestrator.tracking import Tracker
 from rewards.task import TaskSet
@@ -57,7 +59,7 @@ class RunSupervisor:
         tracker = Tracker(self._config.tracking, self._files.root)
         self._recorder = RunRecorder(self._files.root, tracker, num_steps=self._config.num_steps)
         self._conductor: Conductor | None = None
-        self._pids: dict[str, list[int]] = {}
+        self._rollouts: ClusterRollouts | None = None
 
     async def run(self, *, resume: bool) -> dict[str, Any]:
         """The whole run; returns its summary."""
@@ -75,12 +77,27 @@ class RunSupervisor:
         if self._conductor is not None:
             await self._conductor.stop()
 
+    async def scale(self, *, rollout: int) -> str:
+        """Lets rollout workers join or leave; returns at once, with a sentence for whoever asked.
+
+        Raises:
+            FleetSizeError: the run cannot have that many now.
+        """
+        if self._conductor is None:
+            raise FleetSizeError("the run is still starting: workers join and leave only while it trains; try again")
+        before = self._conductor.num_rollout_workers
+        needed = missing_for(self._spec.rollout, rollout - before, ray.available_resources())
+        await self._conductor.scale(rollout=rollout)
+        waits = f"; the cluster lacks {needed} now, so newcomers wait until that is free" if needed else ""
+        return f"rollout workers: {before} -> {rollout}{waits}"
+
     async def report(self, role: str, values: dict[str, float], *, step: int | None = None) -> None:
         await self._recorder.report(role, values, step=step)
 
     async def event(self, kind: str, details: dict[str, Any]) -> None:
         if kind == "engine_started":
-            self._pids[str(details["worker"])] = list(details.get("pids", []))
+            assert self._rollouts is not None  # only its workers have engines
+            self._rollouts.engine_started(str(details["worker"]), details.get("pids", []))
         await self._recorder.event(kind, details)
 
     async def _spawn(self, tasks: TaskSet) -> RunParts:
@@ -94,17 +111,12 @@ class RunSupervisor:
             scoring=tuple(spawn_reward_workers(spec, namespace)),
             report=ActorPort(ray.get_actor(SUPERVISOR, namespace), name=SUPERVISOR, namespace=namespace),
         )
-        names = [f"rollout-{i}" for i in range(spec.rollout.num_workers)]
-        rollouts = {name: cast(RolloutBox, spawn_rollout_worker(spec, namespace, name, boxes)) for name in names}
+        rollouts = self._rollouts = ClusterRollouts(spec, namespace, boxes)
+        rollouts.spawn_ahead([f"rollout-{i}" for i in range(spec.rollout.num_workers)])
         if "expert" in spec.replay.quotas:
             groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
             await preload_experts(replay, groups)
         leader = await learner.start(boxes)
-
-        async def respawn(name: str) -> RolloutBox:
-            await self._reap(name)
-            return cast(RolloutBox, spawn_rollout_worker(spec, namespace, name, boxes))
-
         return RunParts(
             model_path=spec.model_path,
             tasks=cast(FeedBox, boxes.tasks),
@@ -113,17 +125,52 @@ class RunSupervisor:
             rollouts=rollouts,
             scoring=boxes.scoring,
             heldout=tasks.heldout,
-            respawn_rollout=respawn,
-            lost=(*LOST, EngineError),
         )
 
-    async def _reap(self, name: str) -> None:
-        """Frees a lost worker's name, and kills engine processes it left behind on this node (an orphan would hold
-        memory and cores)."""
+
+class ClusterRollouts:
+    """RolloutSource of a Ray cluster."""
+
+    lost: tuple[type[BaseException], ...] = (*LOST, EngineError)
+
+    def __init__(self, spec: RunSpec, namespace: str, boxes: Boxes) -> None:
+        self._spec, self._namespace, self._boxes = spec, namespace, boxes
+        self._pids: dict[str, list[int]] = {}
+        self._ahead: dict[str, RolloutBox] = {}
+
+    def spawn_ahead(self, names: Sequence[str]) -> None:
+        """Lets the processes of the first workers start up while the learner loads its model."""
+        for name in names:
+            self._ahead[name] = self._spawn(name)
+
+    def engine_started(self, name: str, pids: Sequence[int]) -> None:
+        """Remembers the processes that a worker's engine runs in."""
+        self._pids[name] = list(pids)
+
+    async def spawn(self, name: str) -> RolloutBox:
+        if name in self._ahead:
+            return self._ahead.pop(name)
+        await self.remove(name)
+        return self._spawn(name)
+
+    def _spawn(self, name: str) -> RolloutBox:
+        return cast(RolloutBox, spawn_rollout_worker(self._spec, self._namespace, name, self._boxes))
+
+    async def remove(self, name: str) -> None:
+        """Frees the worker's name and resources, and kills engine processes it left behind on this node (an orphan
+        would hold memory and cores)."""
         with suppress(ValueError):  # the actor is gone
             ray.kill(ray.get_actor(name, self._namespace))
         for pid in self._pids.pop(name, []):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        while name in ray.util.list_named_actors():  # noqa: ASYNC110 - Ray sets no event
+        while _is_named(name, self._namespace):  # noqa: ASYNC110 - Ray sets no event
             await asyncio.sleep(0.1)
+
+
+def _is_named(name: str, namespace: str) -> bool:
+    try:
+        ray.get_actor(name, namespace)
+    except ValueError:
+        return False
+    return True

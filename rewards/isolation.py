@@ -299,12 +299,16 @@ class ChildPool:
         return max(min(times) - now, 0.001) if times else None
 
     def _hedgeable(self) -> list[tuple[float, float, _Job]]:
-        """(seconds it may take, since when, job) of the jobs one child has that no other has as well."""
+        """(seconds it may take, since when, job) of the jobs one child has that no other has as well.
+
+        A job over which a child died is not among them: idle children would hand it round for ever.
+        """
         found = []
         for driver in self._drivers:
             for place, job in enumerate(driver.batch):
                 after = STEAL_AFTER_S if place else self._config.hedge_after_s
-                if after is not None and job.num_holders == 1 and not job.future.done():
+                is_alone = job.num_holders == 1 and not job.num_faults
+                if after is not None and is_alone and not job.future.done():
                     found.append((after, driver.began, job))
         return found
 
@@ -345,9 +349,9 @@ class ChildPool:
                 return self._cancel([job, *others])
             self.num_deaths += 1
             self._requeue(others)
+            job.num_faults += 1
             if job.future.done() or job.num_holders:
                 return
-            job.num_faults += 1
             if job.num_faults > self._config.num_retries:
                 extras = {"error": str(fault), "attempts": job.num_faults}
                 self._resolve(job, job.every(Verdict.unscored(Status.INFRA_ERROR, extras=extras)))

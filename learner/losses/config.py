@@ -20,15 +20,31 @@ class LossParams(Section):
     """Base of the parameter models; `name` picks the torch function of the same name in `learner/losses/`."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    couples_groups: ClassVar[bool] = False
+    """A sequence's loss depends on the other members of its group, so a group must lie in one micro-batch."""
+    silent_without_advantage: ClassVar[bool] = True
+    """Advantages of 0 make no gradient; of a loss that reads scores."""
+
+    statistic: ClassVar[str | None] = None
+    """Function of `learner.statistics` that makes columns of this loss from all tokens of the update; a first pass
+    without gradient measures them."""
+    statistic_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are parameters of the statistic, not of the loss."""
+    reads_vocabulary: ClassVar[bool] = False
+    """The statistic looks at whole distributions."""
 
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the torch function."""
-        return self.model_dump(exclude={"name"})
+        return self.model_dump(exclude={"name", *self.statistic_fields})
+
+    def statistic_parameters(self) -> dict[str, Any]:
+        """Keyword arguments of the statistic."""
+        return self.model_dump(include=set(self.statistic_fields))
 
     @property
     def couples_tokens(self) -> bool:
         """A token's loss depends on other tokens of its sequence."""
-        return getattr(self, "level", "token") != "token"
+        return self.couples_groups or getattr(self, "level", "token") != "token"
 
 
 class ClippedSurrogate(LossParams):
@@ -235,6 +251,190 @@ class EntropyBonus(LossParams):
     needs: ClassVar[frozenset[Need]] = frozenset({"entropy"})
 
 
+class GroupLossParams(LossParams):
+    """Base of the losses over whole groups; most are meant for aggregation "sequence"."""
+
+    couples_groups: ClassVar[bool] = True
+    silent_without_advantage: ClassVar[bool] = False
+
+
+class GroupRegression(GroupLossParams):
+    """Centred sequence log-ratio regressed on the centred score (GVPO)."""
+
+    name: Literal["group_regression"] = "group_regression"
+    beta: float = Field(default=0.1, gt=0)
+    """Reward units per nat of log-ratio."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class ContrastivePolicyGradient(GroupLossParams):
+    """Squared differences of the members' regularised scores (CoPG)."""
+
+    name: Literal["contrastive_policy_gradient"] = "contrastive_policy_gradient"
+    beta: float = Field(default=0.5, gt=0)
+    """Reward units per nat of distance to the reference."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
+class OutcomeClassification(GroupLossParams):
+    """The log-ratio of an answer predicts whether it is right (PACS)."""
+
+    name: Literal["outcome_classification"] = "outcome_classification"
+    beta: float = Field(default=1.0, gt=0)
+    """Logits per nat of log-ratio."""
+    threshold: float = 0.5
+    """An answer with a larger score is right; goes with advantage "score"."""
+    baseline: Literal["leave_one_out", "none"] = "leave_one_out"
+    """What is subtracted from a member's log-ratio: the mean of the others, or nothing."""
+    balanced: bool = True
+    """Right and wrong answers of a group weigh the same together."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+
+class GroupPreference(GroupLossParams):
+    """Winners of a group over its losers, and winners alike (GEPO, the preference part of OORL)."""
+
+    name: Literal["group_preference"] = "group_preference"
+    beta: float = Field(default=1.0, gt=0)
+    """Logits per nat of difference."""
+    variance_weight: float = Field(default=1.0, ge=0)
+    """Factor of the variance among winners."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
+class PairwisePreference(GroupLossParams):
+    """Better over worse members through log-ratios to the reference (DPO, IPO)."""
+
+    name: Literal["pairwise_preference"] = "pairwise_preference"
+    beta: float = Field(default=0.1, gt=0)
+    """Logits per nat (logistic); half the inverse of the wanted difference (squared)."""
+    form: Literal["logistic", "squared"] = "logistic"
+    """logistic: DPO, on sums over the sequence. squared: IPO, on means."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
+class OddsRatioPreference(GroupLossParams):
+    """Imitation of the better member and its odds against the worse, without reference (ORPO)."""
+
+    name: Literal["odds_ratio_preference"] = "odds_ratio_preference"
+    beta: float = Field(default=0.1, gt=0)
+    """Factor of the odds beside the imitation."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+
+
+class ProspectPreference(GroupLossParams):
+    """Good answers above a reference point, bad ones below (KTO)."""
+
+    name: Literal["prospect_preference"] = "prospect_preference"
+    beta: float = Field(default=0.1, gt=0)
+    """Logits per nat."""
+    reference_point: float | None = None
+    """Nats; None takes the group's own mean log-ratio, not below 0."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """Of answers with a positive advantage."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """Of the others."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+
+
+class CovarianceClippedSurrogate(LossParams):
+    """Clipped surrogate without a few tokens whose log-prob and advantage go together (Clip-Cov)."""
+
+    name: Literal["covariance_clipped_surrogate"] = "covariance_clipped_surrogate"
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Ratios below 1 - clip_low earn nothing more by falling."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """Ratios above 1 + clip_high earn nothing more by growing."""
+    share: float = Field(default=2e-4, gt=0, le=1)
+    """Of all tokens of the update, left out; at least one."""
+    low: float = 1.0
+    """Covariance above which a token may be left out."""
+    high: float = 5.0
+    """Covariance below which a token may be left out."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    statistic: ClassVar[str | None] = "covariance_band"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"share", "low", "high"})
+
+
+class CovariancePenaltySurrogate(LossParams):
+    """Surrogate without bounds; tokens of the largest covariance pay for their distance (KL-Cov)."""
+
+    name: Literal["covariance_penalty_surrogate"] = "covariance_penalty_surrogate"
+    penalty: float = Field(default=1.0, ge=0)
+    """Per nat of distance."""
+    share: float = Field(default=2e-4, gt=0, le=1)
+    """Of all tokens of the update, that pay; at least one."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    statistic: ClassVar[str | None] = "covariance_top"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"share"})
+
+
+class QuotientClippedSurrogate(LossParams):
+    """Clipped surrogate whose bounds move with the weight of good beside bad tokens (BAPO)."""
+
+    name: Literal["quotient_clipped_surrogate"] = "quotient_clipped_surrogate"
+    target: float = Field(default=0.5, gt=0)
+    """Wanted sum over good tokens by that over bad ones."""
+    low: float = Field(default=0.6, gt=0)
+    """Lower bound of the ratio to begin with."""
+    low_max: float = Field(default=0.8, gt=0)
+    """Largest lower bound."""
+    high: float = Field(default=1.2, gt=1)
+    """Upper bound of the ratio to begin with."""
+    high_max: float = Field(default=2.0, gt=1)
+    """Largest upper bound."""
+    increment: float = Field(default=0.05, gt=0)
+    """Step of either bound."""
+    dual_clip: float = Field(default=3.0, gt=1)
+    """Bounds the loss of negative-advantage tokens whose ratio explodes."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    statistic: ClassVar[str | None] = "quotient_bounds"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset(
+        {"target", "low", "low_max", "high", "high_max", "increment"}
+    )
+
+
+class MomentClippedSurrogate(LossParams):
+    """Clipped surrogate whose bounds keep the squared log-ratios of harmful tokens within a budget (M2PO)."""
+
+    name: Literal["moment_clipped_surrogate"] = "moment_clipped_surrogate"
+    budget: float = Field(default=0.04, gt=0)
+    """Squared nats, mean over the harmful tokens of the update."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    statistic: ClassVar[str | None] = "moment_bounds"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"budget"})
+
+
+class OptimalBaselineGradient(LossParams):
+    """REINFORCE with the baseline of least variance at each position of a group (OTB); advantage "score"."""
+
+    name: Literal["optimal_baseline_gradient"] = "optimal_baseline_gradient"
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+    silent_without_advantage: ClassVar[bool] = False
+    statistic: ClassVar[str | None] = "optimal_token_baseline"
+    reads_vocabulary: ClassVar[bool] = True
+
+
+class ProtectedSurrogate(LossParams):
+    """Keeps unlikely tokens that stand out from the noise from being pushed down (Lp-Reg)."""
+
+    name: Literal["protected_surrogate"] = "protected_surrogate"
+    clip_low: float = Field(default=1.0, gt=0, le=1)
+    """Ratios below 1 - clip_low earn nothing more by falling."""
+    clip_high: float = Field(default=9.0, gt=0)
+    """Ratios above 1 + clip_high earn nothing more by growing."""
+    penalty: float = Field(default=1.0, ge=0)
+    """Factor of the distance to the denoised policy."""
+    share: float = Field(default=0.01, gt=0, le=1)
+    """Of all tokens of the update, counted as unlikely."""
+    min_ratio: float = Field(default=0.02, gt=0, lt=1)
+    """A token belongs to the denoised policy from this share of the largest probability on."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    statistic: ClassVar[str | None] = "low_probability"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"share", "min_ratio"})
+    reads_vocabulary: ClassVar[bool] = True
+
+
 Loss = Annotated[
     ClippedSurrogate
     | RatioSurrogate
@@ -255,6 +455,19 @@ Loss = Annotated[
     | SquaredLogRatio
     | RatioVariance
     | RehearsalDivergence
-    | EntropyBonus,
+    | EntropyBonus
+    | GroupRegression
+    | ContrastivePolicyGradient
+    | OutcomeClassification
+    | GroupPreference
+    | PairwisePreference
+    | OddsRatioPreference
+    | ProspectPreference
+    | CovarianceClippedSurrogate
+    | CovariancePenaltySurrogate
+    | QuotientClippedSurrogate
+    | MomentClippedSurrogate
+    | OptimalBaselineGradient
+    | ProtectedSurrogate,
     Field(discriminator="name"),
 ]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from learner.losses.expert import mixture_ratio, shaped_likelihood, shaped_ratio
+from learner.losses.group import GROUP_LOSSES
 from learner.losses.imitation import negative_log_likelihood
 from learner.losses.output import LossOutput
+from learner.losses.preference import PREFERENCE_LOSSES
 from learner.losses.regularizers import (
     entropy_bonus,
     importance_weighted_kl,
@@ -26,6 +28,7 @@ from learner.losses.surrogate import (
     recentred_surrogate,
     soft_gate_surrogate,
 )
+from learner.losses.updatewide import UPDATE_WIDE_LOSSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,9 @@ LOSSES: Mapping[str, LossEntry] = {
         ratio_variance,
         rehearsal_divergence,
         entropy_bonus,
+        *GROUP_LOSSES,
+        *PREFERENCE_LOSSES,
+        *UPDATE_WIDE_LOSSES,
     )
 }
 """Name of a loss in a Term to what evaluates it."""

@@ -87,6 +87,22 @@ class Run:
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
+    def wait_for_events(self, kind: str, count: int, timeout_s: float = 120.0) -> None:
+        """Until this many events of a kind have been told."""
+        deadline = time.monotonic() + timeout_s
+        while (seen := sum(line["kind"] == kind for line in self.lines("events.jsonl"))) < count:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill_everything()
+                raise AssertionError(f"{seen} of {count} {kind}:\n{self.log[-4000:]}")
+            time.sleep(0.2)
+
+    def scale(self, size: str, code: int = 0) -> str:
+        """What `braid scale` says, from another process."""
+        command = [sys.executable, "-m", "orchestrator.cli", "scale", str(self.folder), size]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert asked.returncode == code, asked.stdout + asked.stderr
+        return asked.stdout + asked.stderr
+
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "summary.json").read_text())
 

@@ -54,6 +54,21 @@ def test_a_killed_rollout_worker_is_replaced_and_costs_only_its_groups_in_flight
     assert_sound(run, 16)
 
 
+def test_workers_join_and_leave_a_run_that_trains(tmp_path, settings):
+    run = Run(tmp_path, "scaled", settings=settings("num_steps=500", "rollout.num_cpus_per_worker=0.25"))
+    run.wait_for_step(2)
+    assert "1 -> 4" in run.scale("rollout=4")
+    run.wait_for_events("rollout_joined", 3)
+    assert "4 -> 1" in run.scale("rollout=1")
+    run.wait_for_events("rollout_left", 3)
+    run.wait_for_step(run.step() + 2)
+    assert "at least 1" in run.scale("rollout=0", code=2)
+    run.interrupt()
+    assert run.wait(90) == 0, run.log
+    assert not [line for line in run.lines("events.jsonl") if line["kind"] == "rollout_lost"]
+    assert_sound(run, run.summary()["step"])
+
+
 def test_after_kill_9_of_everything_a_resumed_run_trains_no_group_twice_and_loses_none(tmp_path, settings):
     run = Run(tmp_path, "resumed", settings=settings("num_steps=14", "checkpoint.every=3"))
     run.wait_for_step(7)

@@ -12,11 +12,19 @@ from torch import Tensor
 
 from learner.config import (
     ClippedSurrogate,
+    CovarianceClippedSurrogate,
+    CovariancePenaltySurrogate,
     EntropyBonus,
+    GroupRegression,
     KLToReference,
     LearnerConfig,
+    MomentClippedSurrogate,
     NegativeLogLikelihood,
+    OptimalBaselineGradient,
     OptimizerConfig,
+    PairwisePreference,
+    ProtectedSurrogate,
+    QuotientClippedSurrogate,
     Term,
 )
 from learner.trainer import StepReport, Trainer
@@ -56,6 +64,31 @@ def poisoned_batch() -> list[Group]:
     poisoned, *others = batch(7)
     first, *siblings = poisoned.trajectories
     return [replace(poisoned, trajectories=(first.with_verdict(Verdict.scored(1e38)), *siblings)), *others]
+
+
+WHOLE_UPDATE_TERMS = (
+    Term(loss=GroupRegression(), advantage="centered", aggregation="sequence"),
+    Term(loss=PairwisePreference(), advantage="score", aggregation="sequence"),
+    Term(loss=MomentClippedSurrogate(budget=0.5)),
+    Term(loss=QuotientClippedSurrogate(target=1.5)),
+    Term(loss=CovarianceClippedSurrogate(share=0.2, low=0.0, high=50.0)),
+    Term(loss=CovariancePenaltySurrogate(share=0.2)),
+    Term(loss=OptimalBaselineGradient(), advantage="score"),
+    Term(loss=ProtectedSurrogate(share=0.6, min_ratio=0.01)),
+)
+"""What reads more than its own tokens: the group, or the whole update."""
+
+
+def run_whole_update_terms(rank: int, world_size: int, model: Path, out: Path) -> None:
+    """One step; rank 0 writes losses per term and weights to `out`."""
+    torch.set_num_threads(1)
+    meeting = f"file://{out}.meeting"
+    trainer = make_trainer(model, CONFIG, WHOLE_UPDATE_TERMS, rank=rank, world_size=world_size, init_method=meeting)
+    report = trainer.step(batch(0), 0)
+    result = {**weights(trainer), "terms": report.terms}
+    if rank == 0:
+        torch.save(result, out)
+    torch.distributed.destroy_process_group()
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

@@ -229,6 +229,11 @@ def _columns_of(seed, n=24):
     columns["entropy"] = -columns["logprobs"]
     columns["proximal_logprobs"] = columns["behavior_logprobs"].roll(1)
     columns["sequence_ids"] = torch.arange(n, dtype=torch.float64).div(4, rounding_mode="floor")
+    columns["group_ids"] = torch.arange(n, dtype=torch.float64).div(8, rounding_mode="floor")
+    columns["picked"] = (torch.arange(n) % 3 == 0).double()
+    columns["bound_low"], columns["bound_high"] = torch.full((n,), 0.7).double(), torch.full((n,), 1.3).double()
+    columns["baseline"] = columns["advantages"].roll(2)
+    columns["proxy_logprobs"] = torch.where(torch.arange(n) % 5 == 0, columns["reference_logprobs"], math.nan)
     # an objective scales all tokens of a sequence alike, and their advantage has one sign
     columns["advantages"] = columns["advantages"].abs() * torch.where(columns["sequence_ids"] % 2 == 0, 1.0, -1.0)
     return columns
@@ -261,11 +266,10 @@ def test_parts_add_up_whatever_the_order_split_and_padding(name, seed, cut, padd
     columns = _columns_of(seed)
     whole, leaves = _evaluate(name, columns)
     generator = torch.Generator().manual_seed(seed)
-    if "sequence_ids" in columns_read(name):  # tokens of one sequence stay together
-        order = (torch.randperm(6, generator=generator)[:, None] * 4 + torch.arange(4)).flatten()
-        cut -= cut % 4
-    else:
-        order = torch.randperm(24, generator=generator)
+    # tokens of one group or sequence stay together
+    unit = 8 if "group_ids" in columns_read(name) else 4 if "sequence_ids" in columns_read(name) else 1
+    order = (torch.randperm(24 // unit, generator=generator)[:, None] * unit + torch.arange(unit)).flatten()
+    cut -= cut % unit
     junk = torch.full((padding,), math.nan, dtype=torch.float64)
     unselected = torch.zeros(padding, dtype=torch.float64)
     parts = []
@@ -339,7 +343,13 @@ MODELS: dict[str, type[LossParams]] = {
     model.model_fields["name"].default: model for model in get_args(get_args(Loss)[0])
 }
 COLUMN_OF_NEED = {"scores": "advantages"}
-ALWAYS_THERE = {"logprobs", "token_scale", "proximal_logprobs", "sequence_ids"}
+ALWAYS_THERE = {"logprobs", "token_scale", "proximal_logprobs", "sequence_ids", "group_ids"} | {
+    "picked",  # those of statistics
+    "bound_low",
+    "bound_high",
+    "baseline",
+    "proxy_logprobs",
+}
 """Columns nobody declares: every objective has them."""
 
 

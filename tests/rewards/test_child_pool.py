@@ -161,21 +161,28 @@ async def test_a_thousand_questions_at_once_keep_their_answers_apart(pool_of):
     assert [v.score for v in verdicts] == [float(n) for n in range(1000)]
 
 
+async def test_an_answer_that_ends_every_child_is_not_handed_round_for_ever(pool_of):
+    pool = pool_of(processes_per_worker=2, hedge_after_s=0.001)
+    verdicts = await asyncio.wait_for(judge_all(pool, ["exit"] * 3), 60)
+    assert [v.status for v in verdicts] == [Status.INFRA_ERROR] * 3
+    assert pool.num_deaths <= 6
+
+
 @settings(max_examples=5, deadline=None)
 @given(
-    answers=st.lists(st.sampled_from(["fine", "exit", "shout", "hang"]), max_size=12),
+    answers=st.lists(st.sampled_from(["fine", "exit", "shout", "hang"]), max_size=5),
     sizes=st.lists(st.integers(1, 3), max_size=3),
     hedge=st.sampled_from([None, 0.05]),
 )
 def test_every_question_gets_exactly_one_verdict(answers, sizes, hedge):
     """Whatever the mix, the sizes on the way and the hedging: each verdict is the answer's own."""
     component = RewardComponent(verifier=f"{POISON}:obeys")
-    limits = {"timeout_s": 0.4, "num_retries": 0, "hedge_after_s": hedge, "processes_per_worker": 2}
+    limits = {"timeout_s": 1.5, "num_retries": 0, "hedge_after_s": hedge, "processes_per_worker": 2}
     pool = ChildPool(RewardConfig(components={"right": component}, **limits))
     expected = {"fine": Status.SCORED, "shout": Status.SCORED, "exit": Status.INFRA_ERROR, "hang": Status.TIMEOUT}
 
     async def run():
-        calls = [asyncio.ensure_future(pool.judge(answer, TASK)) for answer in answers[:8]]
+        calls = [asyncio.ensure_future(pool.judge(answer, TASK)) for answer in answers]
         for size in sizes:
             pool.resize(size)
             await asyncio.sleep(0.01)
@@ -186,5 +193,5 @@ def test_every_question_gets_exactly_one_verdict(answers, sizes, hedge):
         stats = pool.stats()
     finally:
         pool.close()
-    assert [v.status for v in verdicts] == [expected[answer] for answer in answers[:8]]
-    assert (stats["queued"], stats["judged"]) == (0, sum(a != "exit" for a in answers[:8]))
+    assert [v.status for v in verdicts] == [expected[answer] for answer in answers]
+    assert (stats["queued"], stats["judged"]) == (0, sum(a != "exit" for a in answers))

@@ -48,7 +48,7 @@ def test_hostile_programs_in_a_row_leave_nothing_behind():
 
 
 @needs_sandbox
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_thousand_hostile_programs_leave_nothing_behind(tier, record_property):
     soak(1000)

@@ -13,6 +13,7 @@ from learner.config import (
     ImportanceWeightedKL,
     KLToReference,
     NegativeLogLikelihood,
+    ProtectedSurrogate,
     Term,
 )
 from orchestrator.config import CheckpointConfig, EvaluationConfig, RunConfig, TrackingConfig
@@ -48,6 +49,7 @@ def reported(tmp_path_factory):
         reward=RewardConfig(components={"correct": RewardComponent(verifier="final_number")}),
         terms=(
             Term(loss=ClippedSurrogate()),
+            Term(loss=ProtectedSurrogate()),
             Term(loss=ImportanceWeightedKL(), weight=0.1),
             Term(loss=KLToReference(), weight=0.1),
             Term(loss=EntropyBonus(), weight=0.01),
