@@ -1,4 +1,4 @@
-"""What lies in deploy/ is checked without a cluster: against the schemas of KubeRay, the parser of `braid`, and itself."""
+"""Files in deploy/ are checked without a cluster: against KubeRay's schemas, the parser of `braid`, and each other."""
 
 import re
 import shlex
@@ -63,7 +63,7 @@ def test_kuberay_takes_every_field(path):
     if not file.exists():
         pytest.skip(f"the schema of {document['kind']} is not at {file.parent}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    versions = yaml.load(file.read_text(), Loader=loader)["spec"]["versions"]  # noqa: S506
+    versions = yaml.load(file.read_text(), Loader=loader)["spec"]["versions"]
     (schema,) = (each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == "v1")
     body = {"type": "object", "required": ["spec"], "properties": {"spec": schema["properties"]["spec"]}}
     jsonschema.Draft7Validator(strict(body)).validate({"spec": document["spec"]})  # the schema itself is not ours
@@ -111,7 +111,7 @@ def test_every_way_to_start_a_cluster_asks_for_a_token():
 
 
 def test_no_file_holds_a_secret():
-    """A token comes from a secret, a file of the user or the environment; none is a default of an image or a manifest."""
+    """Tokens come from a secret, a file of the user or the environment, never from an image or a manifest."""
     assert yaml.safe_load((DEPLOY / "skypilot.yaml").read_text())["secrets"] == {"RAY_AUTH_TOKEN": None}
     for path in filter(Path.is_file, DEPLOY.rglob("*")):
         for name in ("RAY_AUTH_TOKEN", "WANDB_API_KEY", "HF_TOKEN"):
