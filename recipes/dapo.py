@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from actors.config import ReplayConfig
-from learner.config import ClippedSurrogate, Schedule, Term
+from learner.config import ClippedSurrogate, Term
 from orchestrator.config import RunConfig
 from recipes import _small
 from rewards.config import RewardComponent, RewardConfig
 
 OVERLONG = RewardComponent(
     verifier="soft_overlong",
-    weight=Schedule(start=0.5),
+    weight=0.5,
     options={"max_tokens": _small.MAX_NEW_TOKENS, "buffer_tokens": _small.MAX_NEW_TOKENS // 4},
     required=False,
 )
