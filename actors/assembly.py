@@ -99,6 +99,16 @@ def on_this_node(spec: RunSpec) -> RunSpec:
     return replace(spec, model_path=str(resolve_model(spec.model)))
 
 
+def companion_folders(config: LearnerConfig) -> dict[str, Path]:
+    """Folders, on this node, of the models beside the policy that the learner's settings name, by role.
+
+    Raises:
+        ModelError: one is not here; says how to get it.
+    """
+    named = {"reference": config.reference.model}
+    return {role: resolve_model(model) for role, model in named.items() if model is not None}
+
+
 def make_renderer(spec: RunSpec) -> Renderer:
     return Renderer(spec.model_path, system_prompt=spec.system_prompt)
 
@@ -159,6 +169,7 @@ def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = No
         spec.terms,
         spec.model_path,
         temperature=spec.rollout.sampling.temperature,
+        companions=companion_folders(spec.learner),
         rank=rank,
         world_size=spec.learner.num_ranks,
         init_method=init_method,

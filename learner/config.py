@@ -84,8 +84,10 @@ __all__ = [
     "RatioSurrogate",
     "RatioVariance",
     "RecentredSurrogate",
+    "ReferenceConfig",
     "RehearsalDivergence",
     "Rejection",
+    "ResetConfig",
     "Schedule",
     "SequenceSurrogate",
     "ShapedLikelihood",
@@ -325,6 +327,38 @@ class OptimizerConfig(Section):
     """Global gradient norm above which the gradient is scaled down."""
 
 
+class ReferenceConfig(Section):
+    """The frozen policy that KL terms and preference losses compare with; loaded only where a term reads it."""
+
+    model: str | None = None
+    """A known name, a folder or a hub id, with the tokenizer of the policy; None is the policy as the run began."""
+
+
+class ResetConfig(Section):
+    """Fresh starts within a run: the reference becomes the current policy, the optimizer forgets its moments (ProRL).
+
+    They come before the named 0-based learner steps.
+    """
+
+    every: int = Field(default=0, ge=0)
+    """Learner steps between two resets; 0 is never."""
+    at: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Single learner steps with a reset."""
+    reference: bool = True
+    """Whether the reference moves."""
+    optimizer: bool = True
+    """Whether the optimizer forgets."""
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference ever moves."""
+        return self.reference and bool(self.every or self.at)
+
+    def due(self, step: int) -> bool:
+        """Whether a reset comes before this step."""
+        return step in self.at or bool(self.every and step and step % self.every == 0)
+
+
 class LearnerConfig(Section):
     """The learner group: ranks, precision, packing."""
 
@@ -348,7 +382,20 @@ class LearnerConfig(Section):
     """AdamW and its learning rate."""
     lora: LoRAConfig | None = None
     """Train adapters only; None trains all weights."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Which frozen policy terms compare with."""
+    resets: ResetConfig = ResetConfig()
+    """When reference and optimizer start afresh."""
     max_skipped_steps: int = Field(default=3, ge=0)
     """Consecutive NaN steps after which the run stops instead of skipping on."""
     seed: int = 0
     """Seeds torch in each rank."""
+
+    @model_validator(mode="after")
+    def _reference_can_move(self) -> LearnerConfig:
+        if self.lora is not None and self.resets.moves_reference:
+            raise ValueError(
+                "learner.resets.reference=true with learner.lora: the reference is the model below the adapters, which "
+                "never moves. Set learner.resets.reference=false, or train all weights"
+            )
+        return self

@@ -108,6 +108,12 @@ class BatchPlan:
                 columns[f"{term.label}/advantages"] = term.advantages
         return columns
 
+    def spread(self, values: Float64Array) -> tuple[Float32Array, ...]:
+        """A column from [num_trained_tokens] values of the trained tokens in order; NaN elsewhere."""
+        flat = np.full(sum(map(len, self.trained)), np.nan, np.float32)
+        flat[np.concatenate(self.trained)] = values
+        return tuple(np.split(flat, np.cumsum([len(mask) for mask in self.trained])[:-1]))
+
     @property
     def num_trained_tokens(self) -> int:
         """Tokens of the whole batch that at least one term uses."""
