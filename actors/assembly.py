@@ -99,14 +99,19 @@ def on_this_node(spec: RunSpec) -> RunSpec:
     return replace(spec, model_path=str(resolve_model(spec.model)))
 
 
+def companion_models(config: LearnerConfig) -> dict[str, str]:
+    """Models beside the policy that the learner's settings name, by role."""
+    named = {"reference": config.reference.model, "teacher": config.teacher and config.teacher.model}
+    return {role: model for role, model in named.items() if model is not None}
+
+
 def companion_folders(config: LearnerConfig) -> dict[str, Path]:
-    """Folders, on this node, of the models beside the policy that the learner's settings name, by role.
+    """Folders, on this node, of `companion_models`.
 
     Raises:
         ModelError: one is not here; says how to get it.
     """
-    named = {"reference": config.reference.model}
-    return {role: resolve_model(model) for role, model in named.items() if model is not None}
+    return {role: resolve_model(model) for role, model in companion_models(config).items()}
 
 
 def make_renderer(spec: RunSpec) -> Renderer:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from learner.companions.config import ReferenceConfig, ResetConfig, TeacherConfig
 from learner.losses.config import (
     ClippedSurrogate,
     ContrastivePolicyGradient,
@@ -28,6 +29,7 @@ from learner.losses.config import (
     Need,
     NegativeLogLikelihood,
     OddsRatioPreference,
+    OnPolicyDistillation,
     OptimalBaselineGradient,
     OutcomeClassification,
     PairwisePreference,
@@ -44,6 +46,7 @@ from learner.losses.config import (
     ShapedRatio,
     SoftGateSurrogate,
     SquaredLogRatio,
+    TeacherDivergence,
     WeightedPolicyGradient,
 )
 from rewards.config import Section, SourceName
@@ -73,6 +76,7 @@ __all__ = [
     "Need",
     "NegativeLogLikelihood",
     "OddsRatioPreference",
+    "OnPolicyDistillation",
     "OptimalBaselineGradient",
     "OptimizerConfig",
     "OutcomeClassification",
@@ -94,6 +98,8 @@ __all__ = [
     "ShapedRatio",
     "SoftGateSurrogate",
     "SquaredLogRatio",
+    "TeacherConfig",
+    "TeacherDivergence",
     "Term",
     "WeightedPolicyGradient",
 ]
@@ -327,38 +333,6 @@ class OptimizerConfig(Section):
     """Global gradient norm above which the gradient is scaled down."""
 
 
-class ReferenceConfig(Section):
-    """The frozen policy that KL terms and preference losses compare with; loaded only where a term reads it."""
-
-    model: str | None = None
-    """A known name, a folder or a hub id, with the tokenizer of the policy; None is the policy as the run began."""
-
-
-class ResetConfig(Section):
-    """Fresh starts within a run: the reference becomes the current policy, the optimizer forgets its moments (ProRL).
-
-    They come before the named 0-based learner steps.
-    """
-
-    every: int = Field(default=0, ge=0)
-    """Learner steps between two resets; 0 is never."""
-    at: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Single learner steps with a reset."""
-    reference: bool = True
-    """Whether the reference moves."""
-    optimizer: bool = True
-    """Whether the optimizer forgets."""
-
-    @property
-    def moves_reference(self) -> bool:
-        """Whether the reference ever moves."""
-        return self.reference and bool(self.every or self.at)
-
-    def due(self, step: int) -> bool:
-        """Whether a reset comes before this step."""
-        return step in self.at or bool(self.every and step and step % self.every == 0)
-
-
 class LearnerConfig(Section):
     """The learner group: ranks, precision, packing."""
 
@@ -384,12 +358,20 @@ class LearnerConfig(Section):
     """Train adapters only; None trains all weights."""
     reference: ReferenceConfig = ReferenceConfig()
     """Which frozen policy terms compare with."""
+    teacher: TeacherConfig | None = None
+    """Whom distillation terms learn from."""
     resets: ResetConfig = ResetConfig()
     """When reference and optimizer start afresh."""
     max_skipped_steps: int = Field(default=3, ge=0)
     """Consecutive NaN steps after which the run stops instead of skipping on."""
     seed: int = 0
     """Seeds torch in each rank."""
+
+    @property
+    def supplies(self) -> frozenset[Need]:
+        """What a learner with these settings can give to a loss."""
+        teacher = frozenset[Need]({"teacher_logprobs", "divergence"} if self.teacher is not None else ())
+        return frozenset[Need]({"behavior_logprobs", "reference_logprobs", "entropy", "scores"}) | teacher
 
     @model_validator(mode="after")
     def _reference_can_move(self) -> LearnerConfig:

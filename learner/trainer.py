@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,19 +19,13 @@ from torch import Tensor
 from learner import checkpoint, export
 from learner.attention import choose_backend
 from learner.batch import Columns, MicroBatch, TrainingSequence, collate, training_sequences
-from learner.config import LearnerConfig, Need, Term
+from learner.config import LearnerConfig, Term
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
 from learner.packing import choose_layout, split_micro_batches
-from learner.policy import Policy
+from learner.policy import Policy, TokenOutputs
 from learner.sharding import add_over_ranks, init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
 from learner.statistics import MEASURES, Float64Array, statistic_columns
 from rewards.trajectory import Float32Array, Group
-
-SUPPLIED: frozenset[Need] = frozenset({"behavior_logprobs", "reference_logprobs", "entropy", "scores"})
-"""What this trainer can give to a loss."""
-
-COMPANIONS = ("reference",)
-"""Roles of models beside the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +81,19 @@ class Trainer:
 
         Args:
             temperature: of sampling; log-probs are taken at the same. 0 (greedy) is reported at 1 by the engines.
-            companions: folders of the other models, by role (COMPANIONS); `model_path` where a role is not named.
+            companions: folders of the other models, "reference" and "teacher"; `model_path` where one is not named.
 
         Raises:
             ValueError: a term needs something this trainer cannot supply.
         """
         self.config, self.rank, self.world_size = config, rank, world_size
         self.objective, self._terms = Objective(terms), tuple(terms)
-        missing = self.objective.needs - SUPPLIED
+        missing = self.objective.needs - config.supplies
         if missing:
-            raise ValueError(f"the terms need {sorted(missing)}, which this trainer cannot supply; drop those terms")
+            raise ValueError(
+                f"the terms need {sorted(missing)}, which a learner with these settings cannot supply: name the model "
+                "they come from (learner.teacher for teacher_logprobs and divergence), or drop those terms"
+            )
         self.device = rank_device(rank)
         if self.device.type == "cpu":
             torch.set_num_threads(config.threads_per_rank)
@@ -107,6 +105,8 @@ class Trainer:
         self.policy = self._make_policy(self._model_path, trained=True)
         self.reference = self._make_reference()
         """The frozen copy, unless nobody reads it or the weights below the adapters are it."""
+        reads_teacher = self.objective.needs & {"teacher_logprobs", "divergence"}
+        self.teacher = self._make_policy(self._companion("teacher"), trained=False) if reads_teacher else None
         self.optimizer = _make_optimizer(config, self.policy)
         self.steps_done = 0
         """Optimizer steps applied by this model's history, skipped ones not counted."""
@@ -209,11 +209,14 @@ class Trainer:
             policy.model.train()
         return shard_policy(policy, self.world_size)
 
+    def _companion(self, role: str) -> Path:
+        return self._companions.get(role, self._model_path)
+
     def _make_reference(self) -> Policy | None:
         below_adapters = self.config.lora is not None and "reference" not in self._companions
         if "reference_logprobs" not in self.objective.needs or below_adapters:
             return None
-        reference = self._make_policy(self._companions.get("reference", self._model_path), trained=False)
+        reference = self._make_policy(self._companion("reference"), trained=False)
         shapes = [[p.shape for p in model.parameters()] for model in (reference, self.policy)]
         if self.config.resets.moves_reference and shapes[0] != shapes[1]:
             raise ValueError(
@@ -247,6 +250,10 @@ class Trainer:
             with clock.phase("reference"):
                 table = self._measure(plan, sequences, share_prefixes, 1, self._reference_logprobs)
             columns["reference_logprobs"] = plan.spread(table[0])
+        if self.teacher is not None and "teacher_logprobs" in self.objective.needs:
+            with clock.phase("teacher"):
+                table = self._measure(plan, sequences, share_prefixes, 1, partial(_frozen_logprobs, self.teacher))
+            columns["teacher_logprobs"] = plan.spread(table[0])
         if self.objective.has_statistics:
             with clock.phase("first_pass"):
                 first = self._first_pass(plan, sequences, share_prefixes)
@@ -271,19 +278,19 @@ class Trainer:
         names = MEASURES[:1] if floor is None else MEASURES
 
         def evaluate(batch: MicroBatch) -> Tensor:
-            logprobs, measures = self.policy(batch, vocabulary_floor=floor)
+            outputs: TokenOutputs = self.policy(batch, vocabulary_floor=floor)
             self.policy.release()
-            return logprobs[None] if measures is None else torch.cat([logprobs[None], measures])
+            logprobs = outputs.logprobs[None]
+            return logprobs if outputs.measures is None else torch.cat([logprobs, outputs.measures])
 
         table = self._measure(plan, sequences, share_prefixes, len(names), evaluate)
         return dict(zip(names, table, strict=True))
 
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor:
-        model = self.policy if self.reference is None else self.reference
-        with self.policy.without_adapter() if self.reference is None else nullcontext():
-            logprobs = model(batch)[0]
-        model.release()
-        return logprobs[None]
+        if self.reference is not None:
+            return _frozen_logprobs(self.reference, batch)
+        with self.policy.without_adapter():
+            return _frozen_logprobs(self.policy, batch)
 
     @torch.no_grad()
     def _measure(
@@ -342,18 +349,22 @@ class Trainer:
 
     def _pass(self, batch: MicroBatch, step: int, clock: _Clock, *, backward: bool) -> dict[str, Tensor]:
         """One micro-batch forward and, if asked, backward; its loss, counts and metrics."""
+        mixture, teacher = self.objective.teacher_mixture, None
+        if self.teacher is not None and mixture is not None:
+            with clock.phase("teacher"):
+                teacher = self.teacher.as_teacher(batch, mixture)
         with clock.phase("forward"):
-            logprobs, entropy = self.policy(batch, with_entropy="entropy" in self.objective.needs)
-            columns = {**batch.columns, "logprobs": logprobs}
-            if entropy is not None:
-                columns["entropy"] = entropy
-            loss, metrics = self.objective.loss(columns, step)
+            outputs = self.policy(batch, with_entropy="entropy" in self.objective.needs, teacher=teacher)
+            own = {name: column for name, column in outputs._asdict().items() if column is not None}
+            loss, metrics = self.objective.loss({**batch.columns, **own}, step)
         with clock.phase("backward"):
             if backward:
                 # FSDP averages gradients over the ranks; the objective's parts are meant to be added.
                 (loss * self.world_size).backward()
             else:
                 self.policy.release()
+        if teacher is not None and self.teacher is not None:
+            self.teacher.release()
         counts = {
             "num_tokens": batch.num_tokens,
             "num_logical_tokens": batch.num_logical_tokens,
@@ -375,6 +386,13 @@ class Trainer:
         fused.found_inf = torch.tensor(0.0, device=self.device) if excess > 1.0 else None
         self.optimizer.step()
         self.steps_done += 1
+
+
+def _frozen_logprobs(policy: Policy, batch: MicroBatch) -> Tensor:
+    """[1, N]"""
+    logprobs = policy(batch).logprobs
+    policy.release()
+    return logprobs[None]
 
 
 def _make_optimizer(config: LearnerConfig, policy: Policy) -> torch.optim.AdamW:

@@ -104,6 +104,8 @@ def _learner(config: RunConfig, model: ModelShape, tokens_per_update: int) -> li
     own_reference = learner.lora is None or learner.reference.model is not None
     if own_reference and any("reference_logprobs" in term.needs for term in config.terms):
         items.append(item("reference weights", 4 * model.params / ranks, "4 P / ranks"))
+    if any({"teacher_logprobs", "divergence"} & term.needs for term in config.terms):
+        items.append(item("teacher weights, if it is as large", 4 * model.params / ranks, "4 P / ranks"))
     return items
 
 
