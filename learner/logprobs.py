@@ -114,7 +114,8 @@ def vocabulary_divergence(
 
 
 class _TiledDivergence(torch.autograd.Function):
-    """d z = S (g - sum S g) with g = dD/dS:  -T / S at mixture 0, ln S - ln T at 1, else (1 - mixture) (ln S - ln M)."""
+    """d z = S (g - sum S g) with g = dD/dS:
+    -T / S at mixture 0, ln S - ln T at 1, else (1 - mixture) (ln S - ln M)."""
 
     @staticmethod
     def forward(

@@ -135,8 +135,8 @@ class Objective:
         _refuse_two_floors(self._terms)
         if len(_mixtures(self._terms)) > 1:
             raise ValueError(
-                f"terms of teacher_divergence ask for mixtures {_mixtures(self._terms)}, but one divergence is computed: "
-                "give them the same mixture"
+                f"terms of teacher_divergence ask for mixtures {_mixtures(self._terms)}, but one divergence is "
+                "computed: give them the same mixture"
             )
 
     @property
