@@ -78,6 +78,9 @@ class RolloutConfig(Section):
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
     drop_greedily_solved: bool = False
     """Each task is answered greedily first, and dropped when that answer is right (SELF)."""
+    greedy_baseline: bool = False
+    """Each group gets one more answer at temperature 0, which is judged like the others and never trained on: the
+    baseline of the advantage "over_greedy" (ReMax)."""
 
     @model_validator(mode="after")
     def _prompt_has_room(self) -> RolloutConfig:

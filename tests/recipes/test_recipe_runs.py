@@ -24,7 +24,30 @@ SMALL = (
     "tracking.sinks=[]",
 )
 
-SLOW = {"demo_regularized", "diversity_precision", "dph_rl", "otr", "rl_plus", "sophia", "visurf"}
+SLOW = {
+    "decoupled_ppo",
+    "demo_regularized",
+    "diversity_precision",
+    "dph_rl",
+    "dppo_kl",
+    "dro",
+    "gdpo",
+    "grpo_passk",
+    "mdpo",
+    "mis",
+    "opsm",
+    "otr",
+    "psr",
+    "rere",
+    "rl_plus",
+    "rover",
+    "seq_mask_tis",
+    "sophia",
+    "stable_reinforce",
+    "unbiased_kl",
+    "visurf",
+    "vtrace",
+}
 """All of their machinery runs in other recipes."""
 
 
