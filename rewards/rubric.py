@@ -27,6 +27,7 @@ Parts = Mapping[str, Verdict]
 VERIFIERS: dict[str, str] = {
     "answer_frequency": "rewards.verifiers.votes:answer_frequency",
     "box_iou": "rewards.verifiers.structured:box_iou",
+    "close_number": "rewards.verifiers.close_number:close_number",
     "code": "rewards.verifiers.code:code",
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",

@@ -62,6 +62,16 @@ def _from_arithmetic(config: TaskConfig) -> TaskSet:
     )
 
 
+def _from_random_calculation(config: TaskConfig) -> TaskSet:
+    from rewards.random_calculation import random_calculations
+
+    _check_options(random_calculations, config, own=("num_train", "num_heldout", "seed"))
+    _check_types(random_calculations, config)
+    return random_calculations(
+        num_train=config.num_train, num_heldout=config.num_heldout, seed=config.seed, **config.options
+    )
+
+
 def _from_file(config: TaskConfig) -> TaskSet:
     from rewards.task_files import read_tasks  # two seconds to import, for this source only
 
@@ -97,6 +107,7 @@ def _from_import_path(config: TaskConfig) -> TaskSet:
 SOURCES: dict[str, Callable[[TaskConfig], TaskSet]] = {
     "arithmetic": _from_arithmetic,
     "file": _from_file,
+    "random_calculation": _from_random_calculation,
     "reasoning_gym": _from_reasoning_gym,
 }
 """Built-in sources; anything else is an import path."""

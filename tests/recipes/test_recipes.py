@@ -79,6 +79,9 @@ DATA_METHODS = [
     "demo_removed",
     "signal_priority",
     "dapo_band",
+    "ttrl",
+    "ttrv",
+    "random_calculation",
 ]
 
 

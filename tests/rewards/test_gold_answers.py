@@ -155,6 +155,7 @@ def variables():
 
 
 GOLD = {
+    "close_number": lambda: numbers("It is {}."),
     "code": programs,
     "exact_match": texts,
     "final_number": lambda: numbers("It is {}."),
