@@ -42,6 +42,7 @@ VERIFIERS: dict[str, str] = {
     "reasoning_gym": "rewards.verifiers.reasoning_gym:reasoning_gym",
     "regex_match": "rewards.verifiers.regex_match:regex_match",
     "repetition": "rewards.verifiers.repetition:repetition",
+    "self_play": "rewards.verifiers.self_play:self_play",
     "soft_overlong": "rewards.verifiers.length:soft_overlong",
     "target_length": "rewards.verifiers.length:target_length",
     "tool_calls": "rewards.verifiers.structured:tool_calls",

@@ -15,11 +15,13 @@ from actors.ports import LeasedTask
 from actors.rules.actions import Action, Drop, Fork, Grow, Redo, Retire, Splice, Stash
 from actors.rules.config import (
     AllocationOptions,
+    AuthorOptions,
     ConstantOptions,
     FirstOptions,
     ForkOptions,
     GrowOptions,
     PerplexityOptions,
+    ProposalOptions,
     RateOptions,
     RedoOptions,
     RetireOptions,
@@ -27,6 +29,7 @@ from actors.rules.config import (
     StashOptions,
     UnscoredOptions,
 )
+from actors.rules.linked import fork_proposals, join_proposer
 from actors.rules.scores import all_wrong, success_rate, value_of, values
 from rewards.config import Section
 from rewards.trajectory import Context, Group, Trajectory
@@ -279,14 +282,16 @@ def fork_failed(
     return Fork(forked, _context(context, group, leased, component), attempt=wrong.trajectory_id)
 
 
-RULES: dict[str, tuple[Callable[..., Action | None], type[Section]]] = {
+RULES: dict[str, tuple[Callable[..., Action | tuple[Action, ...] | None], type[Section]]] = {
     "drop_constant": (drop_constant, ConstantOptions),
     "drop_perplexity": (drop_perplexity, PerplexityOptions),
     "drop_rate": (drop_rate, RateOptions),
     "drop_unscored": (drop_unscored, UnscoredOptions),
     "fork_failed": (fork_failed, ForkOptions),
+    "fork_proposals": (fork_proposals, ProposalOptions),
     "grow_failed": (grow_failed, GrowOptions),
     "grow_hard": (grow_hard, AllocationOptions),
+    "join_proposer": (join_proposer, AuthorOptions),
     "keep_first": (keep_first, FirstOptions),
     "redo_failed": (redo_failed, RedoOptions),
     "retire_solved": (retire_solved, RetireOptions),

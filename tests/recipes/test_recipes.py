@@ -82,6 +82,8 @@ DATA_METHODS = [
     "ttrl",
     "ttrv",
     "random_calculation",
+    "ssp",
+    "rlpt",
 ]
 
 
