@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewards.task import Task, TaskSet
+from rewards.task import ExpertResponse, Task, TaskSet
 from rewards.templates import check_template
 
 NEXT = "{before}\n\nWrite the next sentence of this text, and nothing else."
@@ -124,6 +124,7 @@ def _tasks_of(
             prompt=templates[mode].format(before=before, **({"after": parts[i + 1]} if is_missing else {})),
             reference=reference,
             metadata={"document": number, "segment": i, "mode": mode},
+            expert=(ExpertResponse(text=parts[i], author="text"),),
             tags={"mode": mode},
         )
 

@@ -176,7 +176,7 @@ def splice_donors(
     count: int,
     when: Literal["always", "failed", "imperfect"],
     places: Literal["nobody", "first", "failed"],
-    pick: Literal["random", "newest", "likeliest", "best", "understood"],
+    pick: Literal["random", "newest", "likeliest", "surest", "best", "understood"],
 ) -> Splice | None:
     """Answers of others to the same task join the group, or take the places of members; nothing without a donor.
 
@@ -200,6 +200,8 @@ def _picked(donors: list[Trajectory], pick: str, group_id: str) -> list[Trajecto
         return sorted(shuffled, key=_mean_logprob, reverse=True)
     if pick == "best":
         return sorted(shuffled, key=lambda t: -math.inf if t.score is None else t.score, reverse=True)
+    if pick == "surest":
+        return sorted(shuffled, key=lambda t: _extra(t, "logprob_now"), reverse=True)
     if pick == "understood":
         return sorted(shuffled, key=lambda t: _extra(t, "understood"), reverse=True)
     return shuffled

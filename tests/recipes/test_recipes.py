@@ -84,6 +84,7 @@ DATA_METHODS = [
     "random_calculation",
     "ssp",
     "rlpt",
+    "ra3",
 ]
 
 
