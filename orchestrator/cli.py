@@ -358,6 +358,17 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--over", choices=("step", "minutes"), default="step", help="horizontal axis of --compare")
 
+    parser = _command(
+        add,
+        "timeline",
+        commands.timeline,
+        "write the course of a run as a trace that ui.perfetto.dev shows",
+        "  braid timeline my-run\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument("--into", type=Path, metavar="FILE", help="default: timeline.json in the run's folder")
+
     parser = _command(add, "audit", commands.audit, "check that every ticket and group of a run is accounted for")
     parser.add_argument("run", metavar="RUN")
     _add_runs(parser)
