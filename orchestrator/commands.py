@@ -278,18 +278,6 @@ def report(args: Namespace) -> int:
     return 0
 
 
-def timeline(args: Namespace) -> int:
-    """The course of a run as a trace for ui.perfetto.dev."""
-    from orchestrator.summary import NoSummaryError
-    from orchestrator.timeline import write_timeline
-
-    try:
-        print(write_timeline(find_run(args.run, args.runs), args.into))
-    except NoSummaryError as error:
-        raise CommandError(str(error)) from error
-    return 0
-
-
 def audit(args: Namespace) -> int:
     """Is every ticket and group accounted for, and none trained on beyond its budget?"""
     from orchestrator.audit import audit_run

@@ -70,9 +70,7 @@ METRICS: dict[str, Metric] = {
     "checkpoint_write_s": Metric("s", "sum", "Time to make a checkpoint durable, beside the steps."),
     "trained_tokens": Metric("tokens", "sum", "Tokens that entered a loss term."),
     "computed_tokens": Metric("tokens", "sum", "Tokens the model computed; shared prompts count once."),
-    "model_flop": Metric(
-        "FLOP", "sum", "Arithmetic of the weights on those tokens; without attention."
-    ),
+    "model_flop": Metric("FLOP", "sum", "Arithmetic of the weights on those tokens; without attention."),
     "train_phase/*_s": Metric("s", "sum", "Time of one phase of the optimizer step on rank 0."),
     "term/*/loss": Metric("1", "last", "Value of this term before its weight."),
     "term/*/weight": Metric("1", "last", "Weight of this term at this step."),
