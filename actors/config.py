@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from actors.replay.config import TableConfig
 from rewards.config import Section, SourceName
 
 
@@ -100,6 +101,8 @@ class ReplayConfig(Section):
     """Exact share of each batch's groups drawn from a source other than live, e.g. {"expert": "1/2"}."""
     max_uses: dict[SourceName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """How often one group may be trained on; absent: 1 for live, unlimited for expert, teacher and other_run."""
+    tables: dict[SourceName, TableConfig] = Field(default_factory=dict)
+    """How groups of each source are kept and chosen; absent ones follow the defaults of `TableConfig`."""
     lease_timeout_s: float = Field(default=600.0, gt=0)
     """A lease not committed by then returns its groups."""
     wait_timeout_s: float = Field(default=300.0, gt=0)

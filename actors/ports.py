@@ -146,8 +146,16 @@ class LearnerReplayPort(Protocol):
         """Waits for a full batch for this step; repeating the call returns the same lease."""
         ...
 
-    async def commit(self, step: int, lease_id: str, *, dropped: Mapping[str, str] | None = None) -> None:
-        """The optimizer step is done. `dropped` names groups that were not trained, with the reason (e.g. nan)."""
+    async def commit(
+        self,
+        step: int,
+        lease_id: str,
+        *,
+        dropped: Mapping[str, str] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """The optimizer step is done. `dropped` names groups that were not trained, with the reason (e.g. nan);
+        `measured` says by group what the learner saw of it (loss, ratio)."""
 
     async def announce_version(self, version: PolicyVersion, step: int) -> None:
         """Weights `version` contain `step` committed steps; told before anyone can sample with them."""

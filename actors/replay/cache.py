@@ -126,14 +126,22 @@ class ReplayCache:
         lease = await self._served(self._lease_waiters, waiter)
         return replace(lease, waited_s=time.monotonic() - began)
 
-    async def commit(self, step: int, lease_id: str, *, dropped: Mapping[str, str] | None = None) -> None:
-        """The optimizer step is done. `dropped` names groups that were not trained, with the reason.
+    async def commit(
+        self,
+        step: int,
+        lease_id: str,
+        *,
+        dropped: Mapping[str, str] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """The optimizer step is done. `dropped` names groups that were not trained, with the reason; `measured` says
+        what the learner saw of the others (loss, ratio), which prioritised tables draw by.
 
         Raises:
             StaleEpochError: the lease expired or was rolled back.
             ValueError: it was for another step, or `dropped` names groups it does not hold.
         """
-        self._core.commit(step, lease_id, dropped)
+        self._core.commit(step, lease_id, dropped, measured)
         self._serve()
 
     async def announce_version(self, version: PolicyVersion, step: int) -> None:

@@ -9,11 +9,13 @@ from typing import TypeVar
 from actors.config import ReplayConfig
 from actors.ports import BatchLease, StaleEpochError, Ticket
 from actors.replay.checks import fault_of
-from actors.replay.limiter import Admission, Supply, admit
+from actors.replay.config import TableConfig
+from actors.replay.limiter import Admission, Supply, admit, live_demand
 from actors.replay.log import ReplayLog
+from actors.replay.priorities import initial_priority, measured_priorities
 from actors.replay.quotas import LIVE, Composition, QuotaPlan, compose
 from actors.replay.records import Event, InvariantError, LeaseRow
-from actors.replay.selectors import ReadyQueue, shuffled_passes, stalest_first
+from actors.replay.selectors import make_selector
 from actors.replay.state import ReplayState
 from actors.replay.stats import stats_of
 from rewards.codec import decode_group, encode_group, payload_digest
@@ -48,9 +50,8 @@ class ReplayCore:
         self.config = config
         self.plan = QuotaPlan(config.groups_per_update, {Source(s).value: f for s, f in config.quotas.items()})
         self._budgets = {s.value: config.max_uses.get(s.value, 1 if s in SINGLE_USE else None) for s in Source}
-        self.state = ReplayState(
-            lambda source: ReadyQueue(stalest_first if source == LIVE else shuffled_passes(seed, source))
-        )
+        self._tables = {s.value: config.tables.get(s.value, TableConfig()) for s in Source}
+        self.state = ReplayState(lambda source: make_selector(self._tables[source], source, seed))
         self.calls: Counter[str] = Counter()
         """Repeated and late calls since this process began."""
         self._log = log
@@ -113,20 +114,14 @@ class ReplayCore:
 
     def live_demand(self) -> list[int]:
         """Live groups each of the next max_age + 1 batches takes, those that replace exhausted donors included."""
-        state, first = self.state, self.state.steps_committed
-        groups = {source: state.num_open(source) for source in self.plan.sources}
-        uses = {s: state.uses_left[s] for s in self.plan.sources if self._budgets[s] is not None}
-        demand = []
-        for step in range(first, first + self.config.max_age + 1):
-            if step == first and state.lease is not None:
-                take = Counter(state.entries[group_id].source for group_id in state.lease.group_ids)
-            else:
-                ready = {source: min(num, uses.get(source, num)) for source, num in groups.items()}
-                take = compose(self.plan, step, {**ready, LIVE: self.plan.groups_per_update}).take
-            demand.append(take.get(LIVE, 0))
-            for source in uses:
-                uses[source] -= take.get(source, 0)
-        return demand
+        state, sources = self.state, self.plan.sources
+        return live_demand(
+            self.plan,
+            range(state.steps_committed, state.steps_committed + self.config.max_age + 1),
+            groups={source: state.num_open(source) for source in sources},
+            uses={source: state.uses_left[source] for source in sources if self._budgets[source] is not None},
+            leased=None if state.lease is None else Counter(state.entries[g].source for g in state.lease.group_ids),
+        )
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -213,7 +208,8 @@ class ReplayCore:
             {
                 "kind": "put", "group": group.group_id, "source": source, "digest": digest,
                 "ticket": group.ticket_id if source == LIVE else None, "oldest": oldest, "tokens": group.num_tokens,
-                "budget": self._budgets[source], "blob": blob,
+                "budget": self._budgets[source], "blob": blob, "prompt": group.prompt_id,
+                "priority": initial_priority(group, self._tables[source]),
             },
             data,
         )  # fmt: skip
@@ -250,8 +246,17 @@ class ReplayCore:
             parts.append(f"{part}, {len(self.state.tickets)} running" if source == LIVE else part)
         return "; ".join(parts)
 
-    def commit(self, step: int, lease_id: str, dropped: Mapping[str, str] | None = None) -> None:
+    def commit(
+        self,
+        step: int,
+        lease_id: str,
+        dropped: Mapping[str, str] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         """The groups of the lease were trained on, except the dropped ones, which are evicted with their reason.
+
+        Args:
+            measured: by group, what the learner saw of it (loss, ratio); the priority of its table is taken from it.
 
         Raises:
             StaleEpochError: the lease is not the outstanding one, so its groups may be trained on by someone else.
@@ -274,7 +279,11 @@ class ReplayCore:
             raise ValueError(f"lease {lease_id} is for step {lease.step}, not {step}: commit the step it was taken for")
         if strangers := sorted(set(dropped) - set(lease.group_ids)):
             raise ValueError(f"commit of step {step} drops {strangers}, which are not in lease {lease_id}")
-        self._record({"kind": "committed", "lease": lease_id, "dropped": dropped})
+        trained = {g: self.state.entries[g].source for g in lease.group_ids if g not in dropped}
+        priorities, num_ignored = measured_priorities(measured or {}, trained, self._tables)
+        self.calls["ignored_priorities"] += num_ignored
+        news = {"priorities": priorities} if priorities else {}
+        self._record({"kind": "committed", "lease": lease_id, "dropped": dropped, **news})
         self._lease_deadline = None
         self._sweep()
 
@@ -356,7 +365,9 @@ class ReplayCore:
 
     def _hand_out(self, step: int, composition: Composition) -> None:
         state = self.state
-        chosen = [g for source, num in composition.take.items() if num for g in state.queues[source].first(num)]
+        draw = state.counters["leases"]
+        heads = [state.queues[source].heads(num, draw) for source, num in composition.take.items() if num]
+        chosen = [group_id for head in heads for _, group_id in head]
         ages = {g: age for g in chosen if (age := state.age(state.entries[g], step)) is not None}
         if too_old := {g: age for g, age in ages.items() if age > self.config.max_age}:
             raise InvariantError(f"groups above max_age {self.config.max_age} were about to be handed out: {too_old}")

@@ -25,7 +25,7 @@ from actors.replay.records import (
     TicketRow,
     length_bucket,
 )
-from actors.replay.selectors import Candidate, ReadyQueue
+from actors.replay.selectors import Candidate, Selector
 
 UNKNOWN_SOURCE = "unknown"
 
@@ -34,10 +34,10 @@ class ReplayState:
     """Everything that must survive a crash; changed only by `apply`.
 
     Args:
-        make_queue: builds the hand-out order of a source.
+        make_queue: builds the selector of a source.
     """
 
-    def __init__(self, make_queue: Callable[[str], ReadyQueue]) -> None:
+    def __init__(self, make_queue: Callable[[str], Selector]) -> None:
         self._make_queue = make_queue
         self.boot = 0
         self.epoch = 0
@@ -61,9 +61,11 @@ class ReplayState:
         """Refused and evicted groups by `source/reason/length bucket`."""
         self.ages: Counter[int] = Counter()
         """Live groups by age at hand-out."""
+        self.top_priorities: dict[str, float] = {}
+        """The highest priority a group of each source ever had; one of unknown priority gets it, to be drawn soon."""
         self.payloads: dict[str, bytes] = {}
         """Packed blocks of groups that may still be handed out; not part of a snapshot."""
-        self.queues: dict[str, ReadyQueue] = {}
+        self.queues: dict[str, Selector] = {}
         self.ready_by_version: dict[int, set[str]] = {}
         self.uses_left: Counter[str] = Counter()
         """Further trainings of all open groups with a budget, by source."""
@@ -151,6 +153,8 @@ class ReplayState:
             first_turn=0 if source == LIVE else self.turns[source],
             budget=event["budget"],
             blob=event["blob"],
+            prompt_id=event.get("prompt"),
+            priority=self._priority(source, event.get("priority")),
         )
         if entry.ticket_id is not None:
             self._return_ticket(entry.ticket_id, "stored")
@@ -189,8 +193,12 @@ class ReplayState:
         self.lease = None
         self.steps_committed = lease.step + 1
         self.counters["commits"] += 1
+        priorities = event.get("priorities", {})
         for group_id in self.history[lease.step].trained:
-            self._use(self.entries[group_id], lease.step)
+            entry = self.entries[group_id]
+            if group_id in priorities:
+                entry.priority = self._priority(entry.source, priorities[group_id])
+            self._use(entry, lease.step)
         for group_id, reason in dropped.items():
             self._evict(self.entries[group_id], reason)
 
@@ -285,6 +293,14 @@ class ReplayState:
         if entry.status is Status.SEALED and not entry.uses:
             self._evict(entry, "lost_behind_seal")
 
+    def _priority(self, source: str, value: float | None) -> float:
+        """The highest one so far stands for an unknown one."""
+        top = self.top_priorities.get(source)
+        if value is None:
+            return 1.0 if top is None else top
+        self.top_priorities[source] = value if top is None else max(top, value)
+        return value
+
     def _add(self, entry: Entry, status: Status, counter: str) -> None:
         self.next_seq += 1
         self.counters[counter] += 1
@@ -354,7 +370,7 @@ class ReplayState:
         if entry.status is not Status.READY:
             return
         queue = self.queues.setdefault(entry.source, self._make_queue(entry.source))
-        queue.add(Candidate(entry.group_id, entry.turn, entry.seq, entry.oldest or 0))
+        queue.add(Candidate(entry.group_id, entry.turn, entry.seq, entry.oldest or 0, entry.priority))
         if entry.oldest is not None:
             self.ready_by_version.setdefault(entry.oldest, set()).add(entry.group_id)
 
@@ -378,7 +394,7 @@ class ReplayState:
         for name in _TABLES:
             table = getattr(self, name)
             number = name in ("versions", "ages")
-            table.update({int(k) if number else k: v for k, v in data[name].items()})
+            table.update({int(k) if number else k: v for k, v in data.get(name, {}).items()})
         self.tickets = {ticket_id: TicketRow(**row) for ticket_id, row in data["tickets"].items()}
         self.due.update(row.due for row in self.tickets.values())
         self.lease = None if data["lease"] is None else LeaseRow(**data["lease"])
@@ -395,7 +411,7 @@ class ReplayState:
 
 
 _SCALARS = ("boot", "epoch", "steps_committed", "sealed_through", "num_seals", "next_seq")
-_TABLES = ("versions", "counters", "turns", "statuses", "ticket_fates", "drops", "ages")
+_TABLES = ("versions", "counters", "turns", "statuses", "ticket_fates", "drops", "ages", "top_priorities")
 
 
 def _string_keys(table: Mapping[Any, Any]) -> dict[str, Any]:
