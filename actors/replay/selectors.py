@@ -19,7 +19,7 @@ from actors.replay.sum_tree import Handle, SumTree
 Key = tuple[float, ...]
 """Sort key of a group in one hand-out; the smallest is handed out first."""
 
-Rank = Callable[["Candidate"], tuple[int, ...]]
+Rank = Callable[["Candidate"], Key]
 """The sort key of a candidate that does not depend on the other groups."""
 
 MIN_WEIGHT = 1e-6
@@ -35,6 +35,7 @@ class Candidate:
         seq: position in the order of arrival.
         oldest: oldest policy version among its trained tokens; 0 for frozen sources.
         priority: of a prioritised table, at least 0.
+        num_bytes: packed size.
     """
 
     group_id: str
@@ -42,6 +43,8 @@ class Candidate:
     seq: int
     oldest: int = 0
     priority: float = 1.0
+    prompt_id: str | None = None
+    num_bytes: int = 0
 
 
 class Selector(Protocol):
@@ -90,8 +93,11 @@ def shuffled_passes(seed: int, source: str) -> Rank:
     return rank
 
 
-def make_selector(table: TableConfig, source: str, seed: int) -> Selector:
-    """The selector of a table; the default order is the stalest first for live groups and passes for all others."""
+def make_selector(table: TableConfig, source: str, seed: int, shard: int = 0) -> Selector:
+    """The selector of a table; the default order is the stalest first for live groups and passes for all others.
+
+    The order of passes is one over all shards; random draws differ from shard to shard.
+    """
     match table.order or ("stalest" if source == "live" else "passes"):
         case "stalest":
             return ReadyQueue(stalest_first)
@@ -102,9 +108,9 @@ def make_selector(table: TableConfig, source: str, seed: int) -> Selector:
         case "lifo":
             return ReadyQueue(newest_arrival_first)
         case "uniform":
-            return WeightedPool(f"{seed}:{source}", exponent=0.0)
+            return WeightedPool(f"{seed}:{shard}:{source}", exponent=0.0)
         case "prioritised":
-            return WeightedPool(f"{seed}:{source}", exponent=table.priority_exponent)
+            return WeightedPool(f"{seed}:{shard}:{source}", exponent=table.priority_exponent)
 
 
 class ReadyQueue:
@@ -112,8 +118,8 @@ class ReadyQueue:
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
-        self._heap: list[tuple[tuple[int, ...], str]] = []
-        self._keys: dict[str, tuple[int, ...]] = {}
+        self._heap: list[tuple[Key, str]] = []
+        self._keys: dict[str, Key] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -132,14 +138,14 @@ class ReadyQueue:
     def heads(self, count: int, draw: int = 0) -> list[tuple[Key, str]]:
         """The order does not depend on `draw`."""
         del draw
-        chosen: list[tuple[tuple[int, ...], str]] = []
+        chosen: list[tuple[Key, str]] = []
         while len(chosen) < count and self._heap:
             item = heapq.heappop(self._heap)
             if self._keys.get(item[1]) == item[0] and (not chosen or chosen[-1] != item):
                 chosen.append(item)
         for item in chosen:
             heapq.heappush(self._heap, item)
-        return [*chosen]
+        return chosen
 
 
 class WeightedPool:

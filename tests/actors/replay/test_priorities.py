@@ -3,8 +3,9 @@
 import json
 
 from actors.replay.config import TableConfig
-from actors.replay.selectors import make_selector
+from actors.replay.payloads import Payloads
 from actors.replay.state import ReplayState
+from actors.replay.tables import Table
 from tests.actors.replay.drivers import expert, ids, lease, live, make_core, take
 
 
@@ -32,7 +33,7 @@ def test_prioritised_tables_draw_by_advantage_first_and_by_what_the_learner_meas
     assert core.calls["ignored_priorities"] == 3
     core.preload([expert("new")])
     assert core.state.entries["new"].priority == 9.0  # unknown: the highest, so that it is tried soon
-    again = ReplayState(lambda source: make_selector(table, source, 0))
+    again = ReplayState(lambda source: Table(table, source, 0), Payloads(0, lambda blob: None))
     again.from_json(json.loads(json.dumps(core.state.to_json())))
     assert [again.entries[g].priority for g in priorities] == list(priorities.values())
     assert again.top_priorities == {"expert": 9.0}
