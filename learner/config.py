@@ -14,6 +14,8 @@ from learner.losses.config import (
     CovariancePenaltySurrogate,
     DivergenceMaskedPolicyGradient,
     EntropyBonus,
+    EntropyWeightedLikelihood,
+    EntropyWeightedPolicyGradient,
     GeometricMeanSurrogate,
     GroupPreference,
     GroupRegression,
@@ -28,6 +30,7 @@ from learner.losses.config import (
     Need,
     NegativeLogLikelihood,
     OddsRatioPreference,
+    OneTokenRollout,
     OptimalBaselineGradient,
     OutcomeClassification,
     PairwisePreference,
@@ -57,6 +60,8 @@ __all__ = [
     "CovariancePenaltySurrogate",
     "DivergenceMaskedPolicyGradient",
     "EntropyBonus",
+    "EntropyWeightedLikelihood",
+    "EntropyWeightedPolicyGradient",
     "GeometricMeanSurrogate",
     "GroupPreference",
     "GroupRegression",
@@ -73,6 +78,7 @@ __all__ = [
     "Need",
     "NegativeLogLikelihood",
     "OddsRatioPreference",
+    "OneTokenRollout",
     "OptimalBaselineGradient",
     "OptimizerConfig",
     "OutcomeClassification",
@@ -218,6 +224,8 @@ AdvantageName = Literal[
     "sign_weighted",
     "outliers_removed",
     "component_relative",
+    "label_smoothed",
+    "shortest_right",
 ]
 
 

@@ -187,7 +187,10 @@ class Objective:
             weight = term.weight.at(step)
             own = _columns_of_term(label, term, columns)
             correction_metrics = _correct(label, term, own)
-            arguments = _arguments(label, own, LOSSES[term.loss.name].columns)
+            names = LOSSES[term.loss.name].columns
+            if term.loss.statistic is not None and not own["token_scale"].any():
+                own = dict.fromkeys(names, own["token_scale"]) | own  # nothing to measure, so no columns
+            arguments = _arguments(label, own, names)
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0.0):
                 output = LOSSES[term.loss.name].function(**arguments, **term.loss.parameters())
             if weight != 0.0:
@@ -322,6 +325,7 @@ def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Traj
             name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
             for name in names
         },
+        fresh=np.array([t.source == "live" for t in trajectories], dtype=np.bool_),
     )
     return ADVANTAGES[term.advantage](batch, **term.advantage_options)
 

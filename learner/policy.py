@@ -100,7 +100,7 @@ class Policy(nn.Module):
             vocabulary_floor: asks for `vocabulary_measures` in place of the entropy.
 
         Returns:
-            [N] fp32 nats, and [N] fp32 nats of entropy, [3, N] measures or None, in the order of `batch.readers`.
+            [N] fp32 nats, and [N] fp32 nats of entropy, [4, N] measures or None, in the order of `batch.readers`.
         """
         hidden = self._hidden_states(batch).index_select(0, batch.predictors)
         logprobs, entropy = token_logprobs(

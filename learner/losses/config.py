@@ -169,8 +169,8 @@ class ShapedLikelihood(LossParams):
     """Advantage on expert answers whose probabilities are unknown (LUFFY)."""
 
     name: Literal["shaped_likelihood"] = "shaped_likelihood"
-    shaping: float = Field(default=0.1, gt=0)
-    """c of P / (P + c): the smaller, the more an unlikely token counts."""
+    shaping: float | None = Field(default=0.1, gt=0)
+    """c of P / (P + c): the smaller, the more an unlikely token counts; None takes P itself (SRFT)."""
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
 
 
@@ -196,8 +196,10 @@ class NegativeLogLikelihood(LossParams):
     """Imitation of the tokens as they are, optionally weighted per token by the current probability (CHORD)."""
 
     name: Literal["negative_log_likelihood"] = "negative_log_likelihood"
-    token_weight: Literal["none", "phi", "probability"] = "none"
-    """none: 1; phi: p(1-p); probability: p, each without gradient."""
+    token_weight: Literal["none", "phi", "probability", "power"] = "none"
+    """none: 1; phi: p(1-p); probability: p; power: p^exponent, each without gradient."""
+    exponent: float = 0.0
+    """Of token_weight "power" only: below 0 unlikely tokens count more, above 0 less."""
     needs: ClassVar[frozenset[Need]] = frozenset()
 
 
@@ -435,6 +437,41 @@ class ProtectedSurrogate(LossParams):
     reads_vocabulary: ClassVar[bool] = True
 
 
+class EntropyWeightedLikelihood(LossParams):
+    """Imitation that counts less while the policy is uncertain (SRFT)."""
+
+    name: Literal["entropy_weighted_likelihood"] = "entropy_weighted_likelihood"
+    factor: float = Field(default=0.5, gt=0)
+    """Weight of imitation at entropy 0."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    statistic: ClassVar[str | None] = "mean_entropy"
+    reads_vocabulary: ClassVar[bool] = True
+
+
+class EntropyWeightedPolicyGradient(LossParams):
+    """REINFORCE in which successes count more while the policy is uncertain (SRFT)."""
+
+    name: Literal["entropy_weighted_policy_gradient"] = "entropy_weighted_policy_gradient"
+    factor: float = Field(default=0.1, gt=0)
+    """Weight of a success at entropy 0; a failure weighs 1."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+    statistic: ClassVar[str | None] = "mean_entropy"
+    reads_vocabulary: ClassVar[bool] = True
+
+
+class OneTokenRollout(LossParams):
+    """Imitation as one-step reinforcement learning on tokens the policy draws itself (OTR)."""
+
+    name: Literal["one_token_rollout"] = "one_token_rollout"
+    draws: int = Field(ge=1)
+    """Tokens drawn at each position; without default, because the paper's number is not confirmed."""
+    miss_reward: float
+    """Reward of a drawn token that is not the expert's, beside 1 for one that is."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    statistic: ClassVar[str | None] = "token_hits"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"draws"})
+
+
 Loss = Annotated[
     ClippedSurrogate
     | RatioSurrogate
@@ -468,6 +505,9 @@ Loss = Annotated[
     | QuotientClippedSurrogate
     | MomentClippedSurrogate
     | OptimalBaselineGradient
-    | ProtectedSurrogate,
+    | ProtectedSurrogate
+    | EntropyWeightedLikelihood
+    | EntropyWeightedPolicyGradient
+    | OneTokenRollout,
     Field(discriminator="name"),
 ]
