@@ -84,7 +84,7 @@ class Outcome:
     mean_score: float | None
     version: PolicyVersion | None
     fate: str
-    """stored, or dropped:<reason>."""
+    """stored, dropped:<reason> or refused:<reason>."""
     helped_scored: int = 0
     helped_correct: int = 0
     context: Context = Context()
@@ -137,8 +137,10 @@ class RolloutReplayPort(Protocol):
     async def return_ticket(self, ticket_id: str, reason: str) -> None:
         """Gives the right back without a group: dropped, failed, cancelled."""
 
-    async def put(self, group: Group) -> None:
-        """Stores a scored group on its ticket. Same id and payload: no-op; other payload: ValueError."""
+    async def put(self, group: Group) -> str | None:
+        """Stores a scored group on its ticket; why it was refused, or None. Same id and payload: same answer again;
+        other payload: ValueError."""
+        ...
 
 
 class LearnerReplayPort(Protocol):

@@ -97,13 +97,15 @@ class ReplayCache:
         self._core.release_worker(worker_id)
         self._serve()
 
-    async def put(self, group: Group) -> None:
-        """Stores a scored group on its ticket. Same id and payload: no-op; other payload: ValueError.
+    async def put(self, group: Group) -> str | None:
+        """Stores a scored group on its ticket; why it was refused, or None. Same id and payload: same answer again;
+        other payload: ValueError.
 
         A group that cannot be trained on is refused: its ticket comes back and the reason is counted.
         """
-        self._core.put(group)
+        reason = self._core.put(group)
         self._serve()
+        return reason
 
     # -- LearnerReplayPort ----------------------------------------------------------------------------------------
 
