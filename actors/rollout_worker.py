@@ -264,7 +264,7 @@ class RolloutWorker:
             leased = await self._ports.tasks.lease_task(self._id)
             decision = await self._sample_until_settled(leased, ticket)
             if isinstance(decision.action, Keep):
-                await self._ports.replay.put(decision.group)
+                decision = replace(decision, refusal=await self._ports.replay.put(decision.group))
             else:
                 await self._ports.replay.return_ticket(ticket.ticket_id, decision.fate)
             settled = True
