@@ -30,7 +30,7 @@ from actors.ports import (
 )
 from actors.renderer import Renderer
 from actors.rules.actions import Drop, Grow, Keep, Redo
-from actors.rules.config import donor_sources, measures_donors
+from actors.rules.config import donor_sources, measured_picks
 from actors.weights import ActivationReport, ReadLease, VersionGoneError, activate
 from rewards.task import Task
 from rewards.trajectory import Group, PolicyVersion
@@ -108,8 +108,8 @@ class RolloutWorker:
         self._drained = asyncio.Event()
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._measures_donors = measures_donors(config.rules)
-        self._shows_experts = self._measures_donors or "expert" in donor_sources(config.rules)
+        self._measures = measured_picks(config.rules)
+        self._shows_experts = "expert" in donor_sources(config.rules)
         self._maker = GroupMaker(
             config,
             engine,
@@ -264,7 +264,7 @@ class RolloutWorker:
             leased = await self._ports.tasks.lease_task(self._id)
             decision = await self._sample_until_settled(leased, ticket)
             if isinstance(decision.action, Keep):
-                await self._ports.replay.put(decision.group)
+                decision = replace(decision, refusal=await self._ports.replay.put(decision.group))
             else:
                 await self._ports.replay.return_ticket(ticket.ticket_id, decision.fate)
             settled = True
@@ -314,8 +314,8 @@ class RolloutWorker:
     async def _prepared(self, leased: LeasedTask) -> LeasedTask:
         """The lease with the donors that rules ask for."""
         if self._shows_experts:
-            return await self._maker.with_experts(leased, understood=self._measures_donors)
-        return leased
+            leased = await self._maker.with_experts(leased)
+        return await self._maker.with_measures(leased, self._measures) if self._measures else leased
 
     async def _probed(self, leased: LeasedTask, ticket: Ticket) -> Group | None:
         """The greedy answer alone, when it is right and the recipe learns from what is not."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from learner.companions.config import ReferenceConfig, ResetConfig, TeacherConfig
 from learner.losses.config import (
     BehaviorKL,
     ClippedSurrogate,
@@ -32,6 +33,7 @@ from learner.losses.config import (
     NegativeLogLikelihood,
     OddsRatioPreference,
     OneTokenRollout,
+    OnPolicyDistillation,
     OptimalBaselineGradient,
     OutcomeClassification,
     PairwisePreference,
@@ -48,6 +50,7 @@ from learner.losses.config import (
     ShapedRatio,
     SoftGateSurrogate,
     SquaredLogRatio,
+    TeacherDivergence,
     TraceWeightedPolicyGradient,
     WeightedPolicyGradient,
 )
@@ -81,6 +84,7 @@ __all__ = [
     "Need",
     "NegativeLogLikelihood",
     "OddsRatioPreference",
+    "OnPolicyDistillation",
     "OneTokenRollout",
     "OptimalBaselineGradient",
     "OptimizerConfig",
@@ -93,14 +97,18 @@ __all__ = [
     "RatioSurrogate",
     "RatioVariance",
     "RecentredSurrogate",
+    "ReferenceConfig",
     "RehearsalDivergence",
     "Rejection",
+    "ResetConfig",
     "Schedule",
     "SequenceSurrogate",
     "ShapedLikelihood",
     "ShapedRatio",
     "SoftGateSurrogate",
     "SquaredLogRatio",
+    "TeacherConfig",
+    "TeacherDivergence",
     "Term",
     "TraceWeightedPolicyGradient",
     "WeightedPolicyGradient",
@@ -376,7 +384,28 @@ class LearnerConfig(Section):
     """AdamW and its learning rate."""
     lora: LoRAConfig | None = None
     """Train adapters only; None trains all weights."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Which frozen policy terms compare with."""
+    teacher: TeacherConfig | None = None
+    """Whom distillation terms learn from."""
+    resets: ResetConfig = ResetConfig()
+    """When reference and optimizer start afresh."""
     max_skipped_steps: int = Field(default=3, ge=0)
     """Consecutive NaN steps after which the run stops instead of skipping on."""
     seed: int = 0
     """Seeds torch in each rank."""
+
+    @property
+    def supplies(self) -> frozenset[Need]:
+        """What a learner with these settings can give to a loss."""
+        teacher = frozenset[Need]({"teacher_logprobs", "divergence"} if self.teacher is not None else ())
+        return frozenset[Need]({"behavior_logprobs", "reference_logprobs", "entropy", "scores"}) | teacher
+
+    @model_validator(mode="after")
+    def _reference_can_move(self) -> LearnerConfig:
+        if self.lora is not None and self.resets.moves_reference:
+            raise ValueError(
+                "learner.resets.reference=true with learner.lora: the reference is the model below the adapters, which "
+                "never moves. Set learner.resets.reference=false, or train all weights"
+            )
+        return self

@@ -99,6 +99,9 @@ class RunConfig(Section):
     """Training wall clock after which the run ends early, evaluations not counted."""
     placement: Literal["cpu", "split", "colocated"] = "cpu"
     """cpu: everything on cores. split: learner and engines on their own GPUs. colocated: they share GPUs."""
+    pin_roles: bool = False
+    """Learner, rollout and reward processes only on nodes whose Ray label `braid/role` names their role, as the groups
+    of deploy/kuberay do."""
     layout: Literal["free", "halves", "shared", "turns"] | None = None
     """How engine and learner divide the cores of one machine (see orchestrator.layout); None leaves the settings as
     they are written in `rollout.engine` and `learner`."""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from learner.losses.distillation.functions import DISTILLATION_LOSSES
 from learner.losses.expert import mixture_ratio, shaped_likelihood, shaped_ratio
 from learner.losses.group import GROUP_LOSSES
 from learner.losses.imitation import negative_log_likelihood
@@ -73,6 +74,7 @@ LOSSES: Mapping[str, LossEntry] = {
         *PREFERENCE_LOSSES,
         *UPDATE_WIDE_LOSSES,
         *MIXING_LOSSES,
+        *DISTILLATION_LOSSES,
         *OFF_POLICY_LOSSES,
     )
 }

@@ -198,6 +198,16 @@ async def test_a_dropped_group_gives_its_ticket_back_with_the_reason_and_is_coun
     assert (await bench.worker.stats())["groups_dropped_constant"] == 6
 
 
+async def test_a_group_the_cache_refuses_is_not_counted_as_stored(tmp_path, renderer):
+    replay = FakeReplay(3)
+    replay.refusal = "too_old"
+    bench = await Bench(tmp_path, renderer, replay=replay).start()
+    await bench.worker.run()
+    stats = await bench.worker.stats()
+    assert (stats["groups_refused_too_old"], "groups_stored" in stats) == (3, False)
+    assert await bench.groups_counted() == 3
+
+
 def scores_by_sampling(*levels: float):
     """A judge that pays each sampling of a group its own score, the last one for ever."""
     calls = iter([*levels] + [levels[-1]] * 100)
