@@ -271,7 +271,8 @@ class Trainer:
             with clock.phase("first_pass"):
                 first = self._first_pass(plan, sequences, share_prefixes)
             behavior = [t.behavior_logprobs for g in groups for t in g.trajectories]
-            columns |= statistic_columns(self._terms, plan, behavior, first, step)
+            reference = columns.get("reference_logprobs")
+            columns |= statistic_columns(self._terms, plan, behavior, first, step, reference)
         taught, measured = _split_by_gradient(plan, [term.weight.at(step) for term in self._terms], sequences)
         parts = []
         for part, backward in ((taught, True), (measured, False)):
