@@ -24,7 +24,7 @@ OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
 SUPPLIED_SOURCES = ("live", "expert")
 """Sources some box of the graph fills: rollout workers, and the expert responses that come with the tasks."""
 
-SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher"}
+SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher", "values": "learner.critic"}
 """Settings that supply what a term reads."""
 
 SUPPLIED_BY_LIVE = frozenset({"behavior_logprobs", "scores"})
