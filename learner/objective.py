@@ -300,10 +300,19 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
 
 
 def _mask(trajectory: Trajectory, term: Term) -> BoolArray:
-    """[T] the tokens a term trains; never the first of a sequence, which nothing predicts."""
-    if trajectory.source != term.source or ("scores" in term.loss.needs and trajectory.score is None):
+    """[T] the tokens a term trains; never the first of a sequence, which nothing predicts, nor a greedy answer."""
+    if (
+        trajectory.source != term.source
+        or _is_greedy(trajectory)
+        or ("scores" in term.loss.needs and trajectory.score is None)
+    ):
         return np.zeros(len(trajectory.token_ids), dtype=np.bool_)
     return _trainable(trajectory)
+
+
+def _is_greedy(trajectory: Trajectory) -> bool:
+    """Sampled at temperature 0: a baseline, and no draw of the policy."""
+    return trajectory.sampling.temperature == 0.0
 
 
 def _trainable(trajectory: Trajectory) -> BoolArray:
@@ -329,14 +338,13 @@ def _token_scales(lengths: npt.NDArray[np.int64], term: Term) -> npt.NDArray[np.
 
 def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> Float64Array:
     """[trajectories] NaN for those the advantage leaves out; of no meaning where the term's mask is empty."""
-    compared = np.array(
-        [t.score is not None and (term.compared_with == "group" or t.source == term.source) for t in trajectories],
-        dtype=np.bool_,
-    )
+    scored = np.array([t.score is not None for t in trajectories], dtype=np.bool_)
+    alike = np.array([term.compared_with == "group" or t.source == term.source for t in trajectories], dtype=np.bool_)
+    greedy = np.array([_is_greedy(t) for t in trajectories], dtype=np.bool_)
     names = sorted({name for t in trajectories if t.verdict is not None for name in t.verdict.components})
     batch = ScoredBatch(
         scores=np.array([_number(t.score) for t in trajectories], dtype=np.float64),
-        compared=compared,
+        compared=scored & alike & ~greedy,
         groups=np.repeat(np.arange(len(groups)), [len(group.trajectories) for group in groups]),
         lengths=np.array([np.count_nonzero(_trainable(t)) for t in trajectories], dtype=np.int64),
         components={
@@ -344,6 +352,8 @@ def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Traj
             for name in names
         },
         fresh=np.array([t.source == "live" for t in trajectories], dtype=np.bool_),
+        greedy=scored & greedy,
+        loglikelihoods=np.array([float(t.behavior_logprobs[_trainable(t)].sum()) for t in trajectories]),
     )
     return ADVANTAGES[term.advantage](batch, **term.advantage_options)
 

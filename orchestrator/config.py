@@ -159,6 +159,21 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _greedy_answers_are_compared_with(self) -> RunConfig:
+        compares = [f"terms[{index}]" for index, term in enumerate(self.terms) if term.advantage == "over_greedy"]
+        if compares and not self.rollout.greedy_baseline:
+            raise ValueError(
+                f"{compares[0]}.advantage='over_greedy' compares with an answer at temperature 0, which nobody "
+                "samples: set rollout.greedy_baseline=true"
+            )
+        if self.rollout.greedy_baseline and not compares:
+            raise ValueError(
+                "rollout.greedy_baseline=true samples one more answer per group, but no term has "
+                "advantage='over_greedy' to compare with it: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _age_fits_publishing(self) -> RunConfig:
         if self.replay.live_share > 0 and self.replay.max_age < self.weights.publish_every - 1:
             raise ValueError(
