@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import commands, evaluate_command, verify_answer
+from orchestrator import commands, evaluate_command, look_commands, verify_answer
 from orchestrator.load_config import ConfigError, make_importable
 from orchestrator.run_folders import UnknownRunError
 from rewards.import_path import ImportPathError
@@ -252,6 +252,17 @@ def _add_during_a_run(add: argparse._SubParsersAction) -> None:
     _add_runs(parser)
     parser.add_argument("--json", action="store_true", help="everything, as plain data")
 
+    parser = _command(
+        add,
+        "watch",
+        look_commands.watch,
+        "show the live page of a run from another terminal, until it ends",
+        "  braid watch my-run\n\nReads the run's folder only; Ctrl-C leaves the run alone.\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument("--no-view", action="store_true", help="one line per step instead of the live page")
+
     parser = _command(add, "stop", commands.stop, "end a run after the step in flight, with a checkpoint")
     parser.add_argument("run", metavar="RUN")
     _add_runs(parser)
@@ -364,6 +375,17 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
         "--compare", type=Path, metavar="FILE", help="held-out accuracy of all of them in one .svg or .png"
     )
     parser.add_argument("--over", choices=("step", "minutes"), default="step", help="horizontal axis of --compare")
+
+    parser = _command(
+        add,
+        "timeline",
+        look_commands.timeline,
+        "write the course of a run as a trace that ui.perfetto.dev shows",
+        "  braid timeline my-run\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument("--into", type=Path, metavar="FILE", help="default: timeline.json in the run's folder")
 
     parser = _command(add, "audit", commands.audit, "check that every ticket and group of a run is accounted for")
     parser.add_argument("run", metavar="RUN")

@@ -39,11 +39,16 @@ SourceName = Literal["live", "own_past", "expert", "teacher", "other_run"]
 """Values of `rewards.trajectory.Source`, spelled out so that config files stay import-light."""
 
 
+GENERATED = ("arithmetic", "random_calculation", "self_play", "text_segments")
+"""Task sources that are functions of their options alone."""
+
+
 class TaskConfig(Section):
     """Where problems come from, and which of them the run is judged by."""
 
     source: str = "reasoning_gym"
-    """`reasoning_gym`, `arithmetic`, `file` (jsonl or parquet), or an import path `my_pkg.tasks:load`."""
+    """`reasoning_gym`, `arithmetic`, `random_calculation`, `self_play`, `text_segments`, `file` (jsonl or parquet), or
+    an import path `my_pkg.tasks:load`."""
     name: str | None = None
     """Generator name for `reasoning_gym`; path for `file`."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -66,7 +71,7 @@ class TaskConfig(Section):
                 f"tasks.heldout_path={self.heldout_path!r} is read by source 'file' only, not by {self.source!r}: "
                 "drop it, or change tasks.source"
             )
-        if self.name is not None and (self.source == "arithmetic" or ":" in self.source):
+        if self.name is not None and (self.source in GENERATED or ":" in self.source):
             raise ValueError(
                 f"tasks.name={self.name!r} is not read by source {self.source!r}: drop it, or pass what the source "
                 "should know in tasks.options"

@@ -24,6 +24,7 @@ function of its arguments."""
 VERIFIERS: dict[str, str] = {
     "answer_frequency": "rewards.verifiers.votes:answer_frequency",
     "box_iou": "rewards.verifiers.structured:box_iou",
+    "close_number": "rewards.verifiers.close_number:close_number",
     "code": "rewards.verifiers.code:code",
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",
@@ -38,6 +39,7 @@ VERIFIERS: dict[str, str] = {
     "reasoning_gym": "rewards.verifiers.reasoning_gym:reasoning_gym",
     "regex_match": "rewards.verifiers.regex_match:regex_match",
     "repetition": "rewards.verifiers.repetition:repetition",
+    "self_play": "rewards.verifiers.self_play:self_play",
     "soft_overlong": "rewards.verifiers.length:soft_overlong",
     "target_length": "rewards.verifiers.length:target_length",
     "tool_calls": "rewards.verifiers.structured:tool_calls",
