@@ -103,7 +103,11 @@ def on_this_node(spec: RunSpec) -> RunSpec:
 
 def companion_models(config: LearnerConfig) -> dict[str, str]:
     """Models beside the policy that the learner's settings name, by role."""
-    named = {"reference": config.reference.model, "teacher": config.teacher and config.teacher.model}
+    named = {
+        "reference": config.reference.model,
+        "teacher": config.teacher and config.teacher.model,
+        "critic": config.critic and config.critic.model,
+    }
     return {role: model for role, model in named.items() if model is not None}
 
 

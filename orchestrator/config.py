@@ -10,7 +10,7 @@ from actors.config import ReplayConfig, RolloutConfig, WeightsConfig
 from actors.contexts.config import GuidanceConfig
 from actors.rules.config import donor_sources
 from actors.samplers.config import CurriculumConfig
-from learner.config import LearnerConfig, Term
+from learner.config import TOKEN_ADVANTAGES, LearnerConfig, Term
 from rewards.config import RewardConfig, Section, TaskConfig
 
 
@@ -151,7 +151,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _answers_are_compared(self) -> RunConfig:
         for index, term in enumerate(self.terms):
-            compares = "scores" in term.needs and term.advantage != "score"
+            compares = "scores" in term.needs and term.advantage not in ("score", *TOKEN_ADVANTAGES)
             if term.source == "live" and compares and self.rollout.group_size < 2:
                 raise ValueError(
                     f"terms[{index}].advantage={term.advantage!r} compares the answers of a group, but "

@@ -24,7 +24,7 @@ OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
 SUPPLIED_SOURCES = ("live", "expert")
 """Sources some box of the graph fills: rollout workers, and the expert responses that come with the tasks."""
 
-SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher"}
+SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher", "values": "learner.critic"}
 """Settings that supply what a term reads."""
 
 SUPPLIED_BY_LIVE = frozenset({"behavior_logprobs", "scores"})
@@ -319,11 +319,13 @@ def rule_problems(config: RunConfig) -> Iterator[str]:
 
 
 def reward_problems(config: RunConfig) -> Iterator[str]:
-    """Verifiers that cannot be found or do not take their options."""
+    """Verifiers and judges that cannot be found or do not take their options."""
+    from rewards.judges.table import check_judges
     from rewards.rubric import Rubric
 
     try:
         Rubric(config.reward)
+        check_judges(config.reward)
     except ValueError as error:
         hints = (_shadowed(component.verifier) for component in config.reward.components.values())
         yield _named("reward", error) + next(filter(None, hints), "")
