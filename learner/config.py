@@ -323,7 +323,7 @@ class LearnerConfig(Section):
     """Dtype of forward and backward; master weights are always fp32."""
     max_tokens_per_micro_batch: int = Field(default=4096, ge=16)
     """Packed tokens (shared prompts counted once) of one forward and backward."""
-    logprob_chunk_tokens: int = Field(default=256, ge=1)
+    logprob_chunk_tokens: int = Field(default=512, ge=1)
     """Tokens whose logits exist at once."""
     attention: Literal["auto", "shared_prompt", "packed"] = "auto"
     """shared_prompt: a group's prompt is computed once; packed: each sequence stands alone; auto picks by cost."""
