@@ -322,8 +322,17 @@ def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Traj
             name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
             for name in names
         },
+        stages=np.concatenate([_stages(group) for group in groups] or [np.zeros(0, np.int64)]),
     )
     return ADVANTAGES[term.advantage](batch, **term.advantage_options)
+
+
+def _stages(group: Group) -> npt.NDArray[np.int64]:
+    """[members] which sampling of the group each was drawn in, by its seed; 0 for donors."""
+    seeds = list(dict.fromkeys(t.sampling.seed for t in group.own_members))
+    return np.array(
+        [seeds.index(t.sampling.seed) if t.source is group.source else 0 for t in group.trajectories], np.int64
+    )
 
 
 def _number(value: float | None) -> float:
