@@ -45,6 +45,7 @@ class RunSpec:
         state_dir: durable state of the run (replay log, task log, checkpoints, issued versions).
         weights_dir: folder of published versions on the learner's node, in shared memory where there is any.
         incarnation: counts starts and resumes of the run.
+        pin_roles: processes of a role go only to nodes with its label.
     """
 
     model: str
@@ -67,6 +68,7 @@ class RunSpec:
     config_json: str = "{}"
     guidance: GuidanceConfig = GuidanceConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    pin_roles: bool = False
 
     @property
     def directory(self) -> Path:
@@ -97,6 +99,21 @@ def on_this_node(spec: RunSpec) -> RunSpec:
     if (Path(spec.model_path) / "config.json").exists():
         return spec
     return replace(spec, model_path=str(resolve_model(spec.model)))
+
+
+def companion_models(config: LearnerConfig) -> dict[str, str]:
+    """Models beside the policy that the learner's settings name, by role."""
+    named = {"reference": config.reference.model, "teacher": config.teacher and config.teacher.model}
+    return {role: model for role, model in named.items() if model is not None}
+
+
+def companion_folders(config: LearnerConfig) -> dict[str, Path]:
+    """Folders, on this node, of `companion_models`.
+
+    Raises:
+        ModelError: one is not here; says how to get it.
+    """
+    return {role: resolve_model(model) for role, model in companion_models(config).items()}
 
 
 def make_renderer(spec: RunSpec) -> Renderer:
@@ -160,6 +177,7 @@ def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = No
         spec.terms,
         spec.model_path,
         temperature=spec.rollout.sampling.temperature,
+        companions=companion_folders(spec.learner),
         rank=rank,
         world_size=spec.learner.num_ranks,
         init_method=init_method,

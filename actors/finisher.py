@@ -48,6 +48,7 @@ class Decision:
         action: Keep, Drop, Redo or Grow.
         group: the group with its donors; as it came when it is sampled further, so that no donor joins twice.
         stashes, forks, is_retired: what accompanies a group that is finished.
+        refusal: why the replay cache did not take the group it was asked to keep.
     """
 
     action: TerminalAction
@@ -55,10 +56,13 @@ class Decision:
     stashes: tuple[Stash, ...] = ()
     forks: tuple[Fork, ...] = ()
     is_retired: bool = False
+    refusal: str | None = None
 
     @property
     def fate(self) -> str:
-        """Of a group that is not sampled further: stored, or dropped:<reason>."""
+        """Of a group that is not sampled further: stored, dropped:<reason> or refused:<reason>."""
+        if self.refusal is not None:
+            return f"refused:{self.refusal}"
         return f"dropped:{self.action.reason}" if isinstance(self.action, Drop) else "stored"
 
 

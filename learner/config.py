@@ -7,13 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from learner.companions.config import ReferenceConfig, ResetConfig, TeacherConfig
 from learner.losses.config import (
+    BehaviorKL,
     ClippedSurrogate,
     ContrastivePolicyGradient,
     CovarianceClippedSurrogate,
     CovariancePenaltySurrogate,
     DivergenceMaskedPolicyGradient,
     EntropyBonus,
+    EntropyWeightedLikelihood,
+    EntropyWeightedPolicyGradient,
     GeometricMeanSurrogate,
     GroupPreference,
     GroupRegression,
@@ -21,6 +25,7 @@ from learner.losses.config import (
     InverseRatioSurrogate,
     KLToReference,
     Level,
+    LogRatioRegression,
     Loss,
     LossParams,
     MixtureRatio,
@@ -28,6 +33,8 @@ from learner.losses.config import (
     Need,
     NegativeLogLikelihood,
     OddsRatioPreference,
+    OneTokenRollout,
+    OnPolicyDistillation,
     OptimalBaselineGradient,
     OutcomeClassification,
     PairwisePreference,
@@ -44,12 +51,15 @@ from learner.losses.config import (
     ShapedRatio,
     SoftGateSurrogate,
     SquaredLogRatio,
+    TeacherDivergence,
+    TraceWeightedPolicyGradient,
     WeightedPolicyGradient,
 )
 from rewards.config import Section, SourceName
 
 __all__ = [
     "AdvantageName",
+    "BehaviorKL",
     "ClippedSurrogate",
     "ContrastivePolicyGradient",
     "Correction",
@@ -57,6 +67,8 @@ __all__ = [
     "CovariancePenaltySurrogate",
     "DivergenceMaskedPolicyGradient",
     "EntropyBonus",
+    "EntropyWeightedLikelihood",
+    "EntropyWeightedPolicyGradient",
     "GeometricMeanSurrogate",
     "GroupPreference",
     "GroupRegression",
@@ -66,6 +78,7 @@ __all__ = [
     "LearnerConfig",
     "Level",
     "LoRAConfig",
+    "LogRatioRegression",
     "Loss",
     "LossParams",
     "MixtureRatio",
@@ -73,6 +86,8 @@ __all__ = [
     "Need",
     "NegativeLogLikelihood",
     "OddsRatioPreference",
+    "OnPolicyDistillation",
+    "OneTokenRollout",
     "OptimalBaselineGradient",
     "OptimizerConfig",
     "OutcomeClassification",
@@ -84,15 +99,20 @@ __all__ = [
     "RatioSurrogate",
     "RatioVariance",
     "RecentredSurrogate",
+    "ReferenceConfig",
     "RehearsalDivergence",
     "Rejection",
+    "ResetConfig",
     "Schedule",
     "SequenceSurrogate",
     "ShapedLikelihood",
     "ShapedRatio",
     "SoftGateSurrogate",
     "SquaredLogRatio",
+    "TeacherConfig",
+    "TeacherDivergence",
     "Term",
+    "TraceWeightedPolicyGradient",
     "WeightedPolicyGradient",
 ]
 
@@ -101,10 +121,11 @@ class Schedule(Section):
     """A coefficient as a function of the learner step (0-based).
 
     constant: start.  linear, cosine: start -> end over `steps` after `warmup` steps that climb 0 -> start, then end.
-    step: start before `steps`, end from there on.
+    step: start before `steps`, end from there on.  stairs: linear, but in equal stairs of `stair` steps each.
+    inverse: 1 / (the linear one).
     """
 
-    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
+    kind: Literal["constant", "linear", "cosine", "step", "stairs", "inverse"] = "constant"
     """The shape, see above."""
     start: float = 1.0
     """Value at the first step after the warm-up."""
@@ -114,6 +135,10 @@ class Schedule(Section):
     """Steps from start to end, the warm-up not counted."""
     warmup: int = Field(default=0, ge=0)
     """Steps before that, climbing from 0."""
+    hold: int = Field(default=0, ge=0)
+    """Steps at `start` between the warm-up and the change."""
+    stair: int = Field(default=1, ge=1)
+    """Steps of one stair, of kind stairs only."""
     complemented: bool = False
     """The value is 1 minus the schedule: the other side of a convex mixture."""
 
@@ -126,6 +151,11 @@ class Schedule(Section):
         if self.kind == "constant" and (self.end is not None or self.steps):
             raise ValueError(
                 f"a constant schedule never reaches end={self.end} steps={self.steps}: say kind=linear, cosine or step"
+            )
+        if self.kind == "inverse" and (self.start <= 0 or (self.end or 0.0) <= 0):
+            raise ValueError(
+                f"an inverse schedule divides by values between start={self.start} and end={self.end}, which must lie "
+                "above 0"
             )
         return self
 
@@ -143,11 +173,15 @@ class Schedule(Section):
             return self.start * step / self.warmup
         if self.kind == "constant" or self.end is None:
             return self.start
-        progress = min(1.0, (step - self.warmup) / self.steps)
+        done = max(0, step - self.warmup - self.hold)
+        if self.kind == "stairs":
+            done = math.ceil(done / self.stair) * self.stair
+        progress = min(1.0, done / self.steps)
         if self.kind == "step":
             return self.start if progress < 1.0 else self.end
-        if self.kind == "linear":
-            return self.start + (self.end - self.start) * progress
+        if self.kind in ("linear", "stairs", "inverse"):
+            value = self.start + (self.end - self.start) * progress
+            return 1.0 / value if self.kind == "inverse" else value
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -219,6 +253,10 @@ AdvantageName = Literal[
     "sign_weighted",
     "outliers_removed",
     "component_relative",
+    "label_smoothed",
+    "shortest_right",
+    "rank_penalised",
+    "over_greedy",
 ]
 
 
@@ -349,7 +387,28 @@ class LearnerConfig(Section):
     """AdamW and its learning rate."""
     lora: LoRAConfig | None = None
     """Train adapters only; None trains all weights."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Which frozen policy terms compare with."""
+    teacher: TeacherConfig | None = None
+    """Whom distillation terms learn from."""
+    resets: ResetConfig = ResetConfig()
+    """When reference and optimizer start afresh."""
     max_skipped_steps: int = Field(default=3, ge=0)
     """Consecutive NaN steps after which the run stops instead of skipping on."""
     seed: int = 0
     """Seeds torch in each rank."""
+
+    @property
+    def supplies(self) -> frozenset[Need]:
+        """What a learner with these settings can give to a loss."""
+        teacher = frozenset[Need]({"teacher_logprobs", "divergence"} if self.teacher is not None else ())
+        return frozenset[Need]({"behavior_logprobs", "reference_logprobs", "entropy", "scores"}) | teacher
+
+    @model_validator(mode="after")
+    def _reference_can_move(self) -> LearnerConfig:
+        if self.lora is not None and self.resets.moves_reference:
+            raise ValueError(
+                "learner.resets.reference=true with learner.lora: the reference is the model below the adapters, which "
+                "never moves. Set learner.resets.reference=false, or train all weights"
+            )
+        return self
