@@ -14,7 +14,7 @@ from benchmarks.claims.report import Arm, claim_main
 from benchmarks.claims.tabular import Lab, World
 from orchestrator.load_config import load_run_config
 
-LENGTH, GROUPS, STEPS, RATE = 16, 4, 1500, 2.0
+LENGTH, GROUPS, STEPS, RATE = 16, 4, 300, 2.0
 GOAL = 0.5
 
 
