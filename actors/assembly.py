@@ -138,6 +138,7 @@ def task_feed_options(spec: RunSpec, tasks: Sequence[Task]) -> dict[str, Any]:
         "guidance": GuidancePolicy(spec.guidance, spec.seed) if guided else None,
         "stages": spec.curriculum.stages,
         "tables": donor_tables(spec.rollout.rules),
+        "donors_from": spec.curriculum.donors_from,
         "lease_timeout_s": spec.replay.ticket_timeout_s,
     }
 

@@ -173,6 +173,7 @@ AdvantageName = Literal[
     "best_over_second",
     "max_likelihood",
     "length_weighted",
+    "stage_centered",
     "batch_relative",
     "whitened",
     "centered_whitened",
