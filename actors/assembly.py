@@ -45,6 +45,7 @@ class RunSpec:
         state_dir: durable state of the run (replay log, task log, checkpoints, issued versions).
         weights_dir: folder of published versions on the learner's node, in shared memory where there is any.
         incarnation: counts starts and resumes of the run.
+        pin_roles: processes of a role go only to nodes with its label.
     """
 
     model: str
@@ -67,6 +68,7 @@ class RunSpec:
     config_json: str = "{}"
     guidance: GuidanceConfig = GuidanceConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    pin_roles: bool = False
 
     @property
     def directory(self) -> Path:

@@ -362,6 +362,7 @@ class LearnerWorker:
             "train_s": train_s,
             "trained_tokens": float(report.num_trained_tokens),
             "computed_tokens": float(report.num_tokens),
+            "model_flop": report.num_flop,
             "age_violations": float(sum(age > self._plan.max_age for age in ages)),
             "shortfall_groups": float(sum(lease.shortfall.values())),
         }

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from rewards.combination import Parts
 from rewards.config import RewardConfig
 from rewards.isolation import ChildPool
-from rewards.rubric import SANDBOXED, Parts
+from rewards.rubric import SANDBOXED
 from rewards.sandbox import is_skipping_allowed
 from rewards.sandbox_check import self_test
 from rewards.task import Task

@@ -14,7 +14,7 @@ import numpy as np
 from actors.contexts.policy import GuidancePolicy
 from actors.feed_state import fork_number, restore_state
 from actors.ledger import LedgerRow, PromptLedger
-from actors.ports import LeasedTask, Outcome
+from actors.ports import DONORS_OF, LeasedTask, Outcome
 from actors.replay.log import BlockStore, Journal, write_json
 from actors.samplers.config import StageRule
 from rewards.codec import decode_group, encode_group
@@ -123,7 +123,8 @@ class TaskFeed:
         context = Context()
         if self._guidance is not None and position >= 0:
             context = self._guidance.context(index, task, row, state.epoch)
-        donors = {table: self._donors(task.task_id, table) for table in self._tables}
+        owner = str(task.metadata.get(DONORS_OF, task.task_id))
+        donors = {table: self._donors(owner, table) for table in self._tables}
         return LeasedTask(
             lease_id=lease_id, task=task, context=context, attempt=attempt, index=index, row=row, donors=donors
         )

@@ -34,6 +34,9 @@ class ScoredBatch:
         groups: [n] int64, members of one group have one number.
         lengths: [n] int64 tokens that would be trained.
         components: [n] each, parts of the scores by name; NaN where a member has no such part.
+        fresh: [n] bool, answers the policy itself has just sampled; None: all of them.
+        greedy: [n] bool, scored answers at temperature 0, which are not compared; None: there are none.
+        loglikelihoods: [n] nats of the whole answer under the policy that sampled it; NaN or None where unknown.
     """
 
     scores: Float64Array
@@ -41,6 +44,9 @@ class ScoredBatch:
     groups: Int64Array
     lengths: Int64Array
     components: Mapping[str, Float64Array] = field(default_factory=dict)
+    fresh: BoolArray | None = None
+    greedy: BoolArray | None = None
+    loglikelihoods: Float64Array | None = None
 
 
 AdvantageFunction = Callable[..., Float64Array]
@@ -320,6 +326,88 @@ def component_relative(batch: ScoredBatch) -> Float64Array:
     return whitened_over_tokens(total, batch)
 
 
+def label_smoothed(batch: ScoredBatch) -> Float64Array:
+    """`group_relative`, where a label counts as the mean of the policy's own answers once one of them is as good.
+
+    So a label teaches what the policy cannot do yet, and nothing of what it can. For groups that hold a label beside
+    fresh answers, which are compared together.
+
+    Source: ViSurf, arXiv:2510.10606, second-hand.
+    """
+    scores = batch.scores.copy()
+    fresh = np.ones(len(scores), np.bool_) if batch.fresh is None else batch.fresh
+    for group in np.unique(batch.groups):
+        members = (batch.groups == group) & batch.compared
+        own, labels = members & fresh, members & ~fresh
+        if own.any():
+            reached = labels & (np.where(labels, scores, np.inf) <= batch.scores[own].max())
+            scores[reached] = batch.scores[own].mean()
+    return in_groups(batch, group_relative, scores)
+
+
+def shortest_right(batch: ScoredBatch, *, min_rate: float = 0.0, correct_from: float = 1.0) -> Float64Array:
+    """1 for the shortest answer of a group that scores at least `correct_from`, if more than the share `min_rate` of
+    its answers does; all others are left out, also of the denominators. The first of several equally short ones.
+
+    Source: SOPHIA, arXiv:2507.16814, section 4: the share of right answers after one caption is the caption's reward.
+    """
+    advantages = np.full(len(batch.scores), np.nan)
+    right = in_groups(batch, score) >= correct_from
+    for group in np.unique(batch.groups):
+        members = (batch.groups == group) & batch.compared
+        kept = np.flatnonzero(members & right)
+        if len(kept) > min_rate * np.count_nonzero(members):
+            advantages[kept[np.argmin(batch.lengths[kept])]] = 1.0
+    return advantages
+
+
+def rank_penalised(batch: ScoredBatch, *, correct_from: float = 1.0, eps: float = 1e-4) -> Float64Array:
+    """(score - penalty - mean) / (std + eps): in a group with a right answer a wrong one pays by its rank k from 0.
+
+    penalty = (1 / log2(k + 2)) / sum over all ranks j of 1 / log2(j + 2)
+
+    The rank is that of the answer's likelihood, likeliest first; where one is unknown, as from a constrained beam,
+    the order of the group. Source: ReRe, sober-clever/ReRe.
+    """
+    scores = batch.scores.copy()
+    for group in np.unique(batch.groups):
+        members = np.flatnonzero((batch.groups == group) & batch.compared)
+        wrong = scores[members] < correct_from
+        if len(members) and not wrong.all():
+            scores[members] -= np.where(wrong, _discounts(len(members))[_ranks(batch, members)], 0.0)
+    return in_groups(batch, lambda s, c: group_relative(s, c, eps=eps), scores)
+
+
+def _discounts(count: int) -> Float64Array:
+    """[count] shares that fall with the rank and add up to 1."""
+    shares = 1.0 / np.log2(np.arange(count) + 2.0)
+    return shares / shares.sum()
+
+
+def _ranks(batch: ScoredBatch, members: Int64Array) -> Int64Array:
+    """[len(members)] rank of each from 0."""
+    known = None if batch.loglikelihoods is None else batch.loglikelihoods[members]
+    if known is None or not np.isfinite(known).all():
+        return np.arange(len(members))
+    return np.argsort(np.argsort(-known, kind="stable"), kind="stable")
+
+
+def over_greedy(batch: ScoredBatch) -> Float64Array:
+    """score - score of the group's answer at temperature 0; a group without a scored one is left out, also of the
+    denominators.
+
+    Source: ReMax, arXiv:2310.10505.
+    """
+    greedy = np.zeros(len(batch.scores), np.bool_) if batch.greedy is None else batch.greedy
+    advantages = np.full(len(batch.scores), np.nan)
+    for group in np.unique(batch.groups):
+        members = batch.groups == group
+        baselines = batch.scores[members & greedy]
+        if len(baselines):
+            advantages[members] = np.where(batch.compared[members], batch.scores[members] - baselines.mean(), 0.0)
+    return advantages
+
+
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
     **{name: _of_groups(operation) for name, operation in GROUP_OPERATIONS.items()},
     "best_over_second": _of_groups(best_over_second),
@@ -336,6 +424,10 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "sign_weighted": sign_weighted,
     "outliers_removed": outliers_removed,
     "component_relative": component_relative,
+    "label_smoothed": label_smoothed,
+    "shortest_right": shortest_right,
+    "rank_penalised": rank_penalised,
+    "over_greedy": over_greedy,
 }
 """Values of `Term.advantage`: [n] advantages of a `ScoredBatch`; keyword-only parameters are its options."""
 

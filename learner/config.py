@@ -8,12 +8,15 @@ from pydantic import Field, field_validator, model_validator
 
 from learner.companions.config import CriticConfig, ReferenceConfig, ResetConfig, TeacherConfig
 from learner.losses.config import (
+    BehaviorKL,
     ClippedSurrogate,
     ContrastivePolicyGradient,
     CovarianceClippedSurrogate,
     CovariancePenaltySurrogate,
     DivergenceMaskedPolicyGradient,
     EntropyBonus,
+    EntropyWeightedLikelihood,
+    EntropyWeightedPolicyGradient,
     GeometricMeanSurrogate,
     GroupPreference,
     GroupRegression,
@@ -21,6 +24,7 @@ from learner.losses.config import (
     InverseRatioSurrogate,
     KLToReference,
     Level,
+    LogRatioRegression,
     Loss,
     LossParams,
     MixtureRatio,
@@ -28,6 +32,7 @@ from learner.losses.config import (
     Need,
     NegativeLogLikelihood,
     OddsRatioPreference,
+    OneTokenRollout,
     OnPolicyDistillation,
     OptimalBaselineGradient,
     OutcomeClassification,
@@ -46,6 +51,7 @@ from learner.losses.config import (
     SoftGateSurrogate,
     SquaredLogRatio,
     TeacherDivergence,
+    TraceWeightedPolicyGradient,
     WeightedPolicyGradient,
 )
 from learner.schedules.config import Controller, Schedule
@@ -53,6 +59,7 @@ from rewards.config import Section, SourceName
 
 __all__ = [
     "AdvantageName",
+    "BehaviorKL",
     "ClippedSurrogate",
     "ContrastivePolicyGradient",
     "Controller",
@@ -62,6 +69,8 @@ __all__ = [
     "CriticConfig",
     "DivergenceMaskedPolicyGradient",
     "EntropyBonus",
+    "EntropyWeightedLikelihood",
+    "EntropyWeightedPolicyGradient",
     "GeometricMeanSurrogate",
     "GroupPreference",
     "GroupRegression",
@@ -71,6 +80,7 @@ __all__ = [
     "LearnerConfig",
     "Level",
     "LoRAConfig",
+    "LogRatioRegression",
     "Loss",
     "LossParams",
     "MixtureRatio",
@@ -79,6 +89,7 @@ __all__ = [
     "NegativeLogLikelihood",
     "OddsRatioPreference",
     "OnPolicyDistillation",
+    "OneTokenRollout",
     "OptimalBaselineGradient",
     "OptimizerConfig",
     "OutcomeClassification",
@@ -103,6 +114,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherDivergence",
     "Term",
+    "TraceWeightedPolicyGradient",
     "WeightedPolicyGradient",
 ]
 
@@ -174,6 +186,10 @@ AdvantageName = Literal[
     "sign_weighted",
     "outliers_removed",
     "component_relative",
+    "label_smoothed",
+    "shortest_right",
+    "rank_penalised",
+    "over_greedy",
     "gae",
     "v_trace",
 ]

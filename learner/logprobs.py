@@ -63,15 +63,16 @@ def vocabulary_measures(
         chunk_tokens: bound on the logits that exist at once, in rows of V.
 
     Returns:
-        [3, M] fp32: sum of squared probabilities, largest log-prob (nats), kept mass.
+        [4, M] fp32: sum of squared probabilities, largest log-prob (nats), kept mass, entropy (nats).
     """
-    measures = torch.empty(3, len(hidden), device=hidden.device)
+    measures = torch.empty(4, len(hidden), device=hidden.device)
     for start in range(0, len(hidden), chunk_tokens):
         rows = slice(start, start + chunk_tokens)
         log_probs = _tile_logits(hidden[rows], weight, temperature, None).log_softmax(1)
         largest = log_probs.amax(1)
         kept = log_probs >= (largest + math.log(floor))[:, None]
-        probabilities = log_probs.exp_()
+        probabilities = log_probs.exp()
+        measures[3, rows] = -(probabilities * log_probs).sum(1)
         measures[0, rows] = probabilities.square().sum(1)
         measures[1, rows] = largest
         measures[2, rows] = torch.where(kept, probabilities, 0.0).sum(1)

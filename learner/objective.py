@@ -215,7 +215,10 @@ class Objective:
         for label, term, weight in zip(self._labels, self._terms, self.weights(step), strict=True):
             own = _columns_of_term(label, term, columns)
             correction_metrics = _correct(label, term, own)
-            arguments = _arguments(label, own, LOSSES[term.loss.name].columns)
+            names = LOSSES[term.loss.name].columns
+            if term.loss.statistic is not None and not own["token_scale"].any():
+                own = dict.fromkeys(names, own["token_scale"]) | own  # nothing to measure, so no columns
+            arguments = _arguments(label, own, names)
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0.0):
                 output = LOSSES[term.loss.name].function(**arguments, **term.loss.parameters())
             if weight != 0.0:
@@ -307,10 +310,19 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
 
 
 def _mask(trajectory: Trajectory, term: Term) -> BoolArray:
-    """[T] the tokens a term trains; never the first of a sequence, which nothing predicts."""
-    if trajectory.source != term.source or ("scores" in term.loss.needs and trajectory.score is None):
+    """[T] the tokens a term trains; never the first of a sequence, which nothing predicts, nor a greedy answer."""
+    if (
+        trajectory.source != term.source
+        or _is_greedy(trajectory)
+        or ("scores" in term.loss.needs and trajectory.score is None)
+    ):
         return np.zeros(len(trajectory.token_ids), dtype=np.bool_)
     return _trainable(trajectory)
+
+
+def _is_greedy(trajectory: Trajectory) -> bool:
+    """Sampled at temperature 0: a baseline, and no draw of the policy."""
+    return trajectory.sampling.temperature == 0.0
 
 
 def _trainable(trajectory: Trajectory) -> BoolArray:
@@ -336,20 +348,22 @@ def _token_scales(lengths: npt.NDArray[np.int64], term: Term) -> npt.NDArray[np.
 
 def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> Float64Array:
     """[trajectories] NaN for those the advantage leaves out; of no meaning where the term's mask is empty."""
-    compared = np.array(
-        [t.score is not None and (term.compared_with == "group" or t.source == term.source) for t in trajectories],
-        dtype=np.bool_,
-    )
+    scored = np.array([t.score is not None for t in trajectories], dtype=np.bool_)
+    alike = np.array([term.compared_with == "group" or t.source == term.source for t in trajectories], dtype=np.bool_)
+    greedy = np.array([_is_greedy(t) for t in trajectories], dtype=np.bool_)
     names = sorted({name for t in trajectories if t.verdict is not None for name in t.verdict.components})
     batch = ScoredBatch(
         scores=np.array([_number(t.score) for t in trajectories], dtype=np.float64),
-        compared=compared,
+        compared=scored & alike & ~greedy,
         groups=np.repeat(np.arange(len(groups)), [len(group.trajectories) for group in groups]),
         lengths=np.array([np.count_nonzero(_trainable(t)) for t in trajectories], dtype=np.int64),
         components={
             name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
             for name in names
         },
+        fresh=np.array([t.source == "live" for t in trajectories], dtype=np.bool_),
+        greedy=scored & greedy,
+        loglikelihoods=np.array([float(t.behavior_logprobs[_trainable(t)].sum()) for t in trajectories]),
     )
     if term.advantage in TOKEN_ADVANTAGES:  # `learner.returns` puts those of tokens in the place of the scores
         return ADVANTAGES["score"](batch)

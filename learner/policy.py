@@ -35,7 +35,7 @@ class TokenOutputs(NamedTuple):
     Attributes:
         logprobs: [N] nats.
         entropy: [N] nats, where asked for.
-        measures: [3, N] `vocabulary_measures`, where asked for.
+        measures: [4, N] `vocabulary_measures`, where asked for.
         divergence: [N] nats to the teacher, where there is one.
     """
 

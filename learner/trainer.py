@@ -48,6 +48,7 @@ class StepReport:
         reset: the step began with a reset of reference or optimizer (`ResetConfig`).
         num_tokens: tokens the model computed; `num_logical_tokens`: tokens of all trained sequences, each counted
             alone; `num_trained_tokens`: tokens with a loss.
+        num_flop: arithmetic of the weights on `num_tokens`, see `flop_per_token`.
         num_micro_batches: forward and backward passes of each rank.
         shared_prefixes: common prefixes were computed once.
         seconds: wall time of this rank by phase.
@@ -64,9 +65,19 @@ class StepReport:
     num_tokens: int = 0
     num_logical_tokens: int = 0
     num_trained_tokens: int = 0
+    num_flop: float = 0.0
     num_micro_batches: int = 0
     shared_prefixes: bool = True
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def flop_per_token(module: torch.nn.Module) -> float:
+    """Multiplications and additions a training token costs: 2 per weight forward, 2 for the gradient of its input, and
+    2 for its own where it is trained. Attention, a frozen reference and what is computed twice add to it.
+
+    Source: the 6 N of arXiv:2001.08361, section 2.1.
+    """
+    return float(sum((6 if weight.requires_grad else 4) * weight.numel() for weight in module.parameters()))
 
 
 class Trainer:
@@ -116,6 +127,7 @@ class Trainer:
         self._place = Place(rank, world_size, self.device, dtype)
         self._temperature = temperature or 1.0
         self.policy = self._make_policy(self._model_path, trained=True)
+        self._flop_per_token = flop_per_token(self.policy)
         self.reference = self._make_reference()
         """The frozen copy, unless nobody reads it or the weights below the adapters are it."""
         reads_teacher = self.objective.needs & {"teacher_logprobs", "divergence"}
@@ -202,6 +214,7 @@ class Trainer:
             num_tokens=int(total("num_tokens")),
             num_logical_tokens=int(total("num_logical_tokens")),
             num_trained_tokens=plan.num_trained_tokens,
+            num_flop=total("num_tokens") * self._flop_per_token,
             num_micro_batches=int(total("num_micro_batches")) // self.world_size,
             shared_prefixes=bool(total("shared_prefixes")),
             seconds=clock.seconds,

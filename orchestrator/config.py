@@ -99,6 +99,9 @@ class RunConfig(Section):
     """Training wall clock after which the run ends early, evaluations not counted."""
     placement: Literal["cpu", "split", "colocated"] = "cpu"
     """cpu: everything on cores. split: learner and engines on their own GPUs. colocated: they share GPUs."""
+    pin_roles: bool = False
+    """Learner, rollout and reward processes only on nodes whose Ray label `braid/role` names their role, as the groups
+    of deploy/kuberay do."""
     layout: Literal["free", "halves", "shared", "turns"] | None = None
     """How engine and learner divide the cores of one machine (see orchestrator.layout); None leaves the settings as
     they are written in `rollout.engine` and `learner`."""
@@ -153,6 +156,21 @@ class RunConfig(Section):
                     f"terms[{index}].advantage={term.advantage!r} compares the answers of a group, but "
                     "rollout.group_size=1, so every advantage would be 0: raise group_size, or use advantage='score'"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _greedy_answers_are_compared_with(self) -> RunConfig:
+        compares = [f"terms[{index}]" for index, term in enumerate(self.terms) if term.advantage == "over_greedy"]
+        if compares and not self.rollout.greedy_baseline:
+            raise ValueError(
+                f"{compares[0]}.advantage='over_greedy' compares with an answer at temperature 0, which nobody "
+                "samples: set rollout.greedy_baseline=true"
+            )
+        if self.rollout.greedy_baseline and not compares:
+            raise ValueError(
+                "rollout.greedy_baseline=true samples one more answer per group, but no term has "
+                "advantage='over_greedy' to compare with it: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from learner.config import ClippedSurrogate, RatioSurrogate, ShapedLikelihood, S
 from orchestrator.config import RunConfig
 from recipes import _small
 from recipes._live import live_run
+from rewards.config import RewardConfig, TaskConfig
 
 EXPERT_TEMPLATE = "{expression} = {answer}"
 """The expert writes the problem down again, so that the beginning of its answer is not the answer."""
@@ -40,6 +41,8 @@ def guided_run(
     stages: dict[str, Any] | None = None,
     terms: Sequence[Term] = (ON_POLICY,),
     replay: ReplayConfig | None = None,
+    tasks: TaskConfig = TASKS,
+    reward: RewardConfig = _small.REWARD,
     **rollout: Any,
 ) -> RunConfig:
     """One value for each question; what is left out is GRPO's.
@@ -53,7 +56,8 @@ def guided_run(
     return live_run(
         name,
         terms,
-        tasks=TASKS,
+        tasks=tasks,
+        reward=reward,
         curriculum=CurriculumConfig.model_validate({"sampler": sampler, "stages": stages}),
         guidance=GuidanceConfig.model_validate(guidance or {}),
         rollout=_small.ROLLOUT.model_copy(update={"rules": tuple(rules), **rollout}),

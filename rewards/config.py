@@ -37,11 +37,16 @@ SourceName = Literal["live", "own_past", "expert", "teacher", "other_run"]
 """Values of `rewards.trajectory.Source`, spelled out so that config files stay import-light."""
 
 
+GENERATED = ("arithmetic", "random_calculation", "self_play", "text_segments")
+"""Task sources that are functions of their options alone."""
+
+
 class TaskConfig(Section):
     """Where problems come from, and which of them the run is judged by."""
 
     source: str = "reasoning_gym"
-    """`reasoning_gym`, `arithmetic`, `file` (jsonl or parquet), or an import path `my_pkg.tasks:load`."""
+    """`reasoning_gym`, `arithmetic`, `random_calculation`, `self_play`, `text_segments`, `file` (jsonl or parquet), or
+    an import path `my_pkg.tasks:load`."""
     name: str | None = None
     """Generator name for `reasoning_gym`; path for `file`."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -64,7 +69,7 @@ class TaskConfig(Section):
                 f"tasks.heldout_path={self.heldout_path!r} is read by source 'file' only, not by {self.source!r}: "
                 "drop it, or change tasks.source"
             )
-        if self.name is not None and (self.source == "arithmetic" or ":" in self.source):
+        if self.name is not None and (self.source in GENERATED or ":" in self.source):
             raise ValueError(
                 f"tasks.name={self.name!r} is not read by source {self.source!r}: drop it, or pass what the source "
                 "should know in tasks.options"
@@ -87,8 +92,23 @@ class RewardComponent(Section):
     """Keyword arguments of the verifier."""
     required: bool = True
     """Without a score from a required component the sample is unscored."""
-    gate: str | None = None
-    """Name of another component that must be positive for this one to count."""
+    gate: str | tuple[str, ...] | None = None
+    """Another component, or several, that must all score above their `opens_above` for this one to count."""
+    opens_above: float = 0.0
+    """The score of this component above which the gates that name it are open."""
+    veto_below: float | None = None
+    """A lower score cancels all components: the answer gets the floor. Without a score the sample is unscored, also
+    where the component is not required."""
+    saturation: float = Field(default=0.0, ge=0)
+    """c of (1 - exp(-c s)) / (1 - exp(-c)), applied to scores in [0, 1]: more of a good thing is worth ever less."""
+    normalise: Literal["none", "group", "running"] = "none"
+    """Replace the score by its distance from the mean in deviations: `group`, of the answers to this task, so that
+    every component has the same say whatever its range; `running`, of all live samples this reward actor has seen."""
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The components this one waits for."""
+        return (self.gate,) if isinstance(self.gate, str) else self.gate or ()
 
 
 class PoolConfig(Section):
@@ -177,9 +197,9 @@ class RewardConfig(PoolConfig):
             )
         for name, component in self.components.items():
             others = [other for other in self.components if other != name]
-            if component.gate is not None and component.gate not in others:
+            if unknown := [gate for gate in component.gates if gate not in others]:
                 raise ValueError(
-                    f"reward.components.{name}.gate={component.gate!r} names no other component: choose from "
+                    f"reward.components.{name}.gate={unknown[0]!r} names no other component: choose from "
                     f"{others or 'none'}"
                 )
         used = {component.pool for component in self.components.values()}
@@ -212,7 +232,7 @@ class RewardConfig(PoolConfig):
             raise ValueError(
                 f"reward.success={self.success!r} names no component: choose from {sorted(self.components) or 'none'}"
             )
-        if not component.required or component.gate is not None:
+        if not component.required or component.gates:
             raise ValueError(
                 f"reward.success={self.success!r} is optional or behind a gate, so some scored answers would be "
                 "neither right nor wrong: make the component required and ungated"
@@ -224,7 +244,7 @@ class RewardConfig(PoolConfig):
         """Name of the component that means success; None where no component could, and the sum has to."""
         if self.success is not None:
             return self.success
-        able = (name for name, part in self.components.items() if part.required and not part.gate and part.weight > 0)
+        able = (name for name, part in self.components.items() if part.required and not part.gates and part.weight > 0)
         return next(able, None)
 
     @property

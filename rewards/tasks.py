@@ -55,11 +55,32 @@ def _from_reasoning_gym(config: TaskConfig) -> TaskSet:
 def _from_arithmetic(config: TaskConfig) -> TaskSet:
     from rewards.arithmetic import arithmetic_tasks  # two seconds to import, for this source only
 
-    _check_options(arithmetic_tasks, config, own=("num_train", "num_heldout", "seed"))
-    _check_types(arithmetic_tasks, config)
-    return arithmetic_tasks(
-        num_train=config.num_train, num_heldout=config.num_heldout, seed=config.seed, **config.options
-    )
+    return _generated(arithmetic_tasks, config)
+
+
+def _from_random_calculation(config: TaskConfig) -> TaskSet:
+    from rewards.random_calculation import random_calculations
+
+    return _generated(random_calculations, config)
+
+
+def _from_self_play(config: TaskConfig) -> TaskSet:
+    from rewards.self_play import self_play_tasks  # two seconds to import, for this source only
+
+    return _generated(self_play_tasks, config)
+
+
+def _from_text_segments(config: TaskConfig) -> TaskSet:
+    from rewards.text_segments import text_segment_tasks
+
+    return _generated(text_segment_tasks, config)
+
+
+def _generated(make: Callable[..., TaskSet], config: TaskConfig) -> TaskSet:
+    """Tasks of one of our own functions, which takes sizes, seed and checked options."""
+    _check_options(make, config, own=("num_train", "num_heldout", "seed"))
+    _check_types(make, config)
+    return make(num_train=config.num_train, num_heldout=config.num_heldout, seed=config.seed, **config.options)
 
 
 def _from_file(config: TaskConfig) -> TaskSet:
@@ -97,7 +118,10 @@ def _from_import_path(config: TaskConfig) -> TaskSet:
 SOURCES: dict[str, Callable[[TaskConfig], TaskSet]] = {
     "arithmetic": _from_arithmetic,
     "file": _from_file,
+    "random_calculation": _from_random_calculation,
     "reasoning_gym": _from_reasoning_gym,
+    "self_play": _from_self_play,
+    "text_segments": _from_text_segments,
 }
 """Built-in sources; anything else is an import path."""
 

@@ -15,12 +15,16 @@ Event = Mapping[str, Any]
     issued          ticket, worker, size, due, min_step
     returned        ticket, reason
     put             group, source, digest, ticket (null: preloaded), oldest (policy version; null: ageless), tokens,
-                    budget (trainings; null: unlimited), blob (place of the packed block; null: memory only)
+                    budget (trainings; null: unlimited), blob (place of the packed block; null: memory only), bytes,
+                    prompt, priority (null: unknown)
     refused         group, source, digest, ticket, reason, tokens: a group that was not accepted
     leased          lease, step, epoch, groups, ages (by live group), shortfall (by source)
     lease_returned  reason
-    committed       lease, dropped (group to reason): the other groups of the lease were trained on
+    committed       lease, dropped (group to reason): the other groups of the lease were trained on; priorities (by
+                    group): what the learner measured
     evicted         groups, reason
+    moved           blobs (by group): packed blocks lie elsewhere now
+    base            state, max_age, groups_per_update, generation: a journal begins anew with what the old one led to
     lost            groups: their blocks could not be read back
     sealed          step: a durable checkpoint covers this step and all before it
     rolled_back     step, epoch, batches (step to groups): history continues from the checkpoint of this manifest
@@ -70,6 +74,9 @@ class Entry:
         budget: how often it may be trained on; None is unlimited.
         uses: steps of the surviving history it was trained at.
         blob: where its packed block lies in the log's files.
+        prompt_id: task it answers; None for groups known from a manifest alone.
+        num_bytes: packed size.
+        priority: of prioritised tables.
         closed_at: number of the seal it was terminal at; it is forgotten one seal later.
     """
 
@@ -86,6 +93,9 @@ class Entry:
     uses: list[int] = field(default_factory=list)
     reason: str | None = None
     blob: list[Any] | None = None
+    prompt_id: str | None = None
+    num_bytes: int = 0
+    priority: float = 1.0
     closed_at: int | None = None
 
     @property

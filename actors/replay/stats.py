@@ -27,7 +27,11 @@ def stats_of(state: ReplayState, frozen_sources: Sequence[str], calls: Mapping[s
         "tickets_outstanding": len(state.tickets),
         "leases": state.counters["leases"],
         "rollbacks": state.counters["rollbacks"],
-        "held_bytes": sum(map(len, state.payloads.values())),
+        "held_bytes": state.held_bytes,
+        "memory_bytes": state.payloads.memory_bytes,
+        "groups_on_disk_only": state.payloads.num_cold,
+        "blocks_spilled": state.payloads.num_spilled,
+        "blocks_fetched": state.payloads.num_fetched,
     }
     groups = {f"groups/{s}/{source}": state.num(s, source) for source in (LIVE, *frozen_sources) for s in ACCEPTED}
     return {

@@ -120,9 +120,11 @@ class DivergenceMaskedPolicyGradient(LossParams):
 
     name: Literal["divergence_masked_policy_gradient"] = "divergence_masked_policy_gradient"
     max_rise: float = Field(default=0.2, gt=0, le=1)
-    """Probability a token of positive advantage may have gained."""
+    """What a token of positive advantage may have gained: probability, or nats with divergence "kl"."""
     max_fall: float = Field(default=0.2, gt=0, le=1)
-    """Probability another token may have lost."""
+    """What another token may have lost."""
+    divergence: Literal["tv", "kl"] = "tv"
+    """Total variation or KL divergence, of the token against all others."""
     ratio_max: float = Field(default=20.0, gt=0)
     """Largest weight."""
     needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
@@ -132,8 +134,8 @@ class ShapedLikelihood(LossParams):
     """Advantage on expert answers whose probabilities are unknown (LUFFY)."""
 
     name: Literal["shaped_likelihood"] = "shaped_likelihood"
-    shaping: float = Field(default=0.1, gt=0)
-    """c of P / (P + c): the smaller, the more an unlikely token counts."""
+    shaping: float | None = Field(default=0.1, gt=0)
+    """c of P / (P + c): the smaller, the more an unlikely token counts; None takes P itself (SRFT)."""
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
 
 
@@ -159,8 +161,10 @@ class NegativeLogLikelihood(LossParams):
     """Imitation of the tokens as they are, optionally weighted per token by the current probability (CHORD)."""
 
     name: Literal["negative_log_likelihood"] = "negative_log_likelihood"
-    token_weight: Literal["none", "phi", "probability"] = "none"
-    """none: 1; phi: p(1-p); probability: p, each without gradient."""
+    token_weight: Literal["none", "phi", "probability", "power"] = "none"
+    """none: 1; phi: p(1-p); probability: p; power: p^exponent, each without gradient."""
+    exponent: float = 0.0
+    """Of token_weight "power" only: below 0 unlikely tokens count more, above 0 less."""
     needs: ClassVar[frozenset[Need]] = frozenset()
 
 
@@ -398,6 +402,71 @@ class ProtectedSurrogate(LossParams):
     reads_vocabulary: ClassVar[bool] = True
 
 
+class EntropyWeightedLikelihood(LossParams):
+    """Imitation that counts less while the policy is uncertain (SRFT)."""
+
+    name: Literal["entropy_weighted_likelihood"] = "entropy_weighted_likelihood"
+    factor: float = Field(default=0.5, gt=0)
+    """Weight of imitation at entropy 0."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    statistic: ClassVar[str | None] = "mean_entropy"
+    reads_vocabulary: ClassVar[bool] = True
+
+
+class EntropyWeightedPolicyGradient(LossParams):
+    """REINFORCE in which successes count more while the policy is uncertain (SRFT)."""
+
+    name: Literal["entropy_weighted_policy_gradient"] = "entropy_weighted_policy_gradient"
+    factor: float = Field(default=0.1, gt=0)
+    """Weight of a success at entropy 0; a failure weighs 1."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+    statistic: ClassVar[str | None] = "mean_entropy"
+    reads_vocabulary: ClassVar[bool] = True
+
+
+class OneTokenRollout(LossParams):
+    """Imitation as one-step reinforcement learning on tokens the policy draws itself (OTR)."""
+
+    name: Literal["one_token_rollout"] = "one_token_rollout"
+    draws: int = Field(ge=1)
+    """Tokens drawn at each position; without default, because the paper's number is not confirmed."""
+    miss_reward: float
+    """Reward of a drawn token that is not the expert's, beside 1 for one that is."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    statistic: ClassVar[str | None] = "token_hits"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"draws"})
+
+
+class TraceWeightedPolicyGradient(LossParams):
+    """REINFORCE under the truncated ratios of a token and all behind it (V-trace with the baseline as value)."""
+
+    name: Literal["trace_weighted_policy_gradient"] = "trace_weighted_policy_gradient"
+    ratio_max: float = Field(default=1.0, gt=0)
+    """Bound of each ratio in the product."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        return True
+
+
+class BehaviorKL(LossParams):
+    """KL to the policy that sampled, from its samples (MDPO)."""
+
+    name: Literal["behavior_kl"] = "behavior_kl"
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs"})
+
+
+class LogRatioRegression(LossParams):
+    """The log-ratio to the policy that sampled, regressed on the advantage (ROVER)."""
+
+    name: Literal["log_ratio_regression"] = "log_ratio_regression"
+    temperature: float = Field(default=1.0, gt=0)
+    """Reward units per nat of log-ratio."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    silent_without_advantage: ClassVar[bool] = False
+
+
 Loss = Annotated[
     ClippedSurrogate
     | RatioSurrogate
@@ -432,7 +501,13 @@ Loss = Annotated[
     | MomentClippedSurrogate
     | OptimalBaselineGradient
     | ProtectedSurrogate
+    | EntropyWeightedLikelihood
+    | EntropyWeightedPolicyGradient
+    | OneTokenRollout
     | OnPolicyDistillation
-    | TeacherDivergence,
+    | TeacherDivergence
+    | TraceWeightedPolicyGradient
+    | BehaviorKL
+    | LogRatioRegression,
     Field(discriminator="name"),
 ]

@@ -14,10 +14,11 @@ class Schedule(Section):
     """A coefficient as a function of the learner step (0-based).
 
     constant: start.  linear, cosine: start -> end over `steps` after `warmup` steps that climb 0 -> start, then end.
-    step: start before `steps`, end from there on.
+    step: start before `steps`, end from there on.  stairs: linear, but in equal stairs of `stair` steps each.
+    inverse: 1 / (the linear one).
     """
 
-    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
+    kind: Literal["constant", "linear", "cosine", "step", "stairs", "inverse"] = "constant"
     """The shape, see above."""
     start: float = 1.0
     """Value at the first step after the warm-up."""
@@ -27,6 +28,10 @@ class Schedule(Section):
     """Steps from start to end, the warm-up not counted."""
     warmup: int = Field(default=0, ge=0)
     """Steps before that, climbing from 0."""
+    hold: int = Field(default=0, ge=0)
+    """Steps at `start` between the warm-up and the change."""
+    stair: int = Field(default=1, ge=1)
+    """Steps of one stair, of kind stairs only."""
     complemented: bool = False
     """The value is 1 minus the schedule: the other side of a convex mixture."""
 
@@ -39,6 +44,11 @@ class Schedule(Section):
         if self.kind == "constant" and (self.end is not None or self.steps):
             raise ValueError(
                 f"a constant schedule never reaches end={self.end} steps={self.steps}: say kind=linear, cosine or step"
+            )
+        if self.kind == "inverse" and (self.start <= 0 or (self.end or 0.0) <= 0):
+            raise ValueError(
+                f"an inverse schedule divides by values between start={self.start} and end={self.end}, which must lie "
+                "above 0"
             )
         return self
 
@@ -56,11 +66,15 @@ class Schedule(Section):
             return self.start * step / self.warmup
         if self.kind == "constant" or self.end is None:
             return self.start
-        progress = min(1.0, (step - self.warmup) / self.steps)
+        done = max(0, step - self.warmup - self.hold)
+        if self.kind == "stairs":
+            done = math.ceil(done / self.stair) * self.stair
+        progress = min(1.0, done / self.steps)
         if self.kind == "step":
             return self.start if progress < 1.0 else self.end
-        if self.kind == "linear":
-            return self.start + (self.end - self.start) * progress
+        if self.kind in ("linear", "stairs", "inverse"):
+            value = self.start + (self.end - self.start) * progress
+            return 1.0 / value if self.kind == "inverse" else value
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from actors.spawn import ROLE_LABEL
 from orchestrator.cli import make_parser
 from orchestrator.load_config import load_run_config
 
@@ -76,7 +77,7 @@ def test_a_worker_group_per_role(path):
     assert by_name["rollout"]["minReplicas"] == 0
     assert by_name["learner"]["minReplicas"] == by_name["learner"]["maxReplicas"]  # a gang
     for role, group in by_name.items():
-        assert group["labels"] == {"braid/role": role}
+        assert group["labels"] == {ROLE_LABEL: role}
         assert ("nvidia.com/gpu" in container(group)["resources"]["limits"]) == (role != "reward")
 
 

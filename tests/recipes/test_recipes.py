@@ -79,6 +79,12 @@ DATA_METHODS = [
     "demo_removed",
     "signal_priority",
     "dapo_band",
+    "ttrl",
+    "ttrv",
+    "random_calculation",
+    "ssp",
+    "rlpt",
+    "ra3",
 ]
 
 
