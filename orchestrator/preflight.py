@@ -317,11 +317,13 @@ def rule_problems(config: RunConfig) -> Iterator[str]:
 
 
 def reward_problems(config: RunConfig) -> Iterator[str]:
-    """Verifiers that cannot be found or do not take their options."""
+    """Verifiers and judges that cannot be found or do not take their options."""
+    from rewards.judges.table import check_judges
     from rewards.rubric import Rubric
 
     try:
         Rubric(config.reward)
+        check_judges(config.reward)
     except ValueError as error:
         hints = (_shadowed(component.verifier) for component in config.reward.components.values())
         yield _named("reward", error) + next(filter(None, hints), "")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 import actors.config
 import learner.config
+import learner.losses.config
 import orchestrator.config
 import rewards.config
 from actors.config import ReplayConfig, RolloutConfig, WeightsConfig
@@ -18,7 +19,7 @@ from learner.config import ClippedSurrogate, EntropyBonus, KLToReference, Negati
 from orchestrator.config import CheckpointConfig, EvaluationConfig, RunConfig
 from rewards.config import Section, TaskConfig
 
-MODULES = (rewards.config, learner.config, actors.config, orchestrator.config)
+MODULES = (rewards.config, learner.config, learner.losses.config, actors.config, orchestrator.config)
 RECIPES = ("arithmetic_demo", "chord_mu", "chord_phi", "dapo", "grpo", "sft", "sft_then_rl")
 
 LIVE = Term(loss=ClippedSurrogate())
