@@ -345,7 +345,8 @@ class Trainer:
             plan = with_token_advantages(self._terms, plan, source)
             critic_plan = self.critic.plan(self._terms, plan, source)
         if self.objective.has_statistics:
-            columns |= statistic_columns(self._terms, plan, behavior, first, step)
+            reference = columns.get("reference_logprobs")
+            columns |= statistic_columns(self._terms, plan, behavior, first, step, reference)
         return plan, {**plan.columns, **columns}, critic_plan
 
     def _kl_rewards(
