@@ -19,7 +19,7 @@ from torch import Tensor
 from learner import checkpoint, export
 from learner.attention import choose_backend
 from learner.batch import Columns, MicroBatch, TrainingSequence, collate, training_sequences
-from learner.config import LearnerConfig, Term
+from learner.config import LearnerConfig, OptimizerConfig, Term
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
 from learner.packing import choose_layout, split_micro_batches
 from learner.policy import Policy, TokenOutputs
@@ -119,7 +119,7 @@ class Trainer:
         """The frozen copy, unless nobody reads it or the weights below the adapters are it."""
         reads_teacher = self.objective.needs & {"teacher_logprobs", "divergence"}
         self.teacher = self._make_policy(self._companion("teacher"), trained=False) if reads_teacher else None
-        self.optimizer = _make_optimizer(config, self.policy)
+        self.optimizer = make_optimizer(config.optimizer, self.policy)
         self.steps_done = 0
         """Optimizer steps applied by this model's history, skipped ones not counted."""
 
@@ -408,10 +408,9 @@ def _frozen_logprobs(policy: Policy, batch: MicroBatch) -> Tensor:
     return logprobs[None]
 
 
-def _make_optimizer(config: LearnerConfig, policy: Policy) -> torch.optim.AdamW:
+def make_optimizer(settings: OptimizerConfig, module: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW in one kernel; weight decay on matrices only, as norms and biases have no reason to shrink."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    settings = config.optimizer
+    parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
