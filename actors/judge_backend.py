@@ -159,7 +159,7 @@ class JudgeBackend:
                 results = [_infra(f"{len(results)} verdicts for {len(answers)} answers")] * len(answers)
             for row, result in zip(rows, results, strict=True):
                 row[name] = _as_verdict(result, name)
-        return rows
+        return list(rows)
 
     async def _judged(self, name: str, subject: str | Sequence[str], task: Task) -> Any:
         """What a judge says; whatever else happens is a verdict without a score."""

@@ -34,6 +34,7 @@ class ScoredBatch:
         groups: [n] int64, members of one group have one number.
         lengths: [n] int64 tokens that would be trained.
         components: [n] each, parts of the scores by name; NaN where a member has no such part.
+        stages: [n] int64, in which sampling of its group a member was drawn, 0 for the first; empty means all in one.
         fresh: [n] bool, answers the policy itself has just sampled; None: all of them.
         of_source: [n] bool, answers of the term's own source, not of the one it stands against; None: all of them.
         greedy: [n] bool, scored answers at temperature 0, which are not compared; None: there are none.
@@ -45,6 +46,7 @@ class ScoredBatch:
     groups: Int64Array
     lengths: Int64Array
     components: Mapping[str, Float64Array] = field(default_factory=dict)
+    stages: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     fresh: BoolArray | None = None
     of_source: BoolArray | None = None
     greedy: BoolArray | None = None
@@ -211,6 +213,31 @@ def _of_groups(operation: GroupOperation) -> AdvantageFunction:
         return in_groups(batch, operation)
 
     return advantage
+
+
+def stage_centered(batch: ScoredBatch, *, weight: float = 1.0) -> Float64Array:
+    """score - baseline, where a group that grew mixes the means of its last sampling and of the earlier ones.
+
+    baseline = weight * mean of the last stage + (1 - weight) * mean of the others. The first stage decides which
+    groups grow, so their mean over all members is biased; the last stage's own is not. A group of one stage is
+    `centered`.
+
+    Source: DARS, yangzhch6/DARS, whose code takes the combined mean (our `centered`).
+    """
+    if not len(batch.stages):
+        return in_groups(batch, centered)
+    advantages = np.zeros(len(batch.scores))
+    for group in np.unique(batch.groups):
+        members = np.flatnonzero((batch.groups == group) & batch.compared)
+        values, stages = batch.scores[members], batch.stages[members]
+        if not len(members) or values.min() == values.max():
+            continue
+        last = stages == stages.max()
+        baseline = values[last].mean()
+        if not last.all():
+            baseline = weight * baseline + (1.0 - weight) * values[~last].mean()
+        advantages[members] = values - baseline
+    return advantages
 
 
 def length_weighted(batch: ScoredBatch) -> Float64Array:
@@ -427,6 +454,7 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "best_over_second": _of_groups(best_over_second),
     "max_likelihood": _of_groups(over_mean),
     "length_weighted": length_weighted,
+    "stage_centered": stage_centered,
     "batch_relative": batch_relative,
     "whitened": whitened,
     "centered_whitened": centered_whitened,

@@ -50,6 +50,7 @@ from learner.losses.config import (
     SoftGateSurrogate,
     SquaredLogRatio,
     TeacherDivergence,
+    TiltedTargetGradient,
     TraceWeightedPolicyGradient,
     WeightedPolicyGradient,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherDivergence",
     "Term",
+    "TiltedTargetGradient",
     "TraceWeightedPolicyGradient",
     "WeightedPolicyGradient",
 ]
@@ -173,6 +175,7 @@ AdvantageName = Literal[
     "best_over_second",
     "max_likelihood",
     "length_weighted",
+    "stage_centered",
     "batch_relative",
     "whitened",
     "centered_whitened",
@@ -188,9 +191,9 @@ AdvantageName = Literal[
     "shortest_right",
     "rank_penalised",
     "over_greedy",
-    "source_over_other",
     "gae",
     "v_trace",
+    "source_over_other",
 ]
 TOKEN_ADVANTAGES: frozenset[AdvantageName] = frozenset({"gae", "v_trace"})
 """Advantages of single tokens, from a critic."""
@@ -341,7 +344,7 @@ class LearnerConfig(Section):
     """Dtype of forward and backward; master weights are always fp32."""
     max_tokens_per_micro_batch: int = Field(default=4096, ge=16)
     """Packed tokens (shared prompts counted once) of one forward and backward."""
-    logprob_chunk_tokens: int = Field(default=256, ge=1)
+    logprob_chunk_tokens: int = Field(default=512, ge=1)
     """Tokens whose logits exist at once."""
     attention: Literal["auto", "shared_prompt", "packed"] = "auto"
     """shared_prompt: a group's prompt is computed once; packed: each sequence stands alone; auto picks by cost."""

@@ -361,6 +361,7 @@ def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Traj
             name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
             for name in names
         },
+        stages=np.concatenate([_stages(group) for group in groups] or [np.zeros(0, np.int64)]),
         fresh=np.array([t.source == "live" for t in trajectories], dtype=np.bool_),
         of_source=np.array([t.source == term.source for t in trajectories], dtype=np.bool_),
         greedy=scored & greedy,
@@ -369,6 +370,14 @@ def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Traj
     if term.advantage in TOKEN_ADVANTAGES:  # `learner.returns` puts those of tokens in the place of the scores
         return ADVANTAGES["score"](batch)
     return ADVANTAGES[term.advantage](batch, **term.advantage_options)
+
+
+def _stages(group: Group) -> npt.NDArray[np.int64]:
+    """[members] which sampling of the group each was drawn in, by its seed; 0 for donors."""
+    seeds = list(dict.fromkeys(t.sampling.seed for t in group.own_members))
+    return np.array(
+        [seeds.index(t.sampling.seed) if t.source is group.source else 0 for t in group.trajectories], np.int64
+    )
 
 
 def _number(value: float | None) -> float:

@@ -32,9 +32,10 @@ class CriticConfig(Section):
     """Highest rate; None is the policy's."""
     loss: Literal["squared", "hl_gauss", "two_hot"] = "squared"
     """squared: one number. hl_gauss, two_hot: a distribution over `bins`, learnt by cross-entropy."""
-    low: float = 0.0
-    """Smallest value a distribution can say; targets below count as it."""
-    high: float = 1.0
+    low: float = -0.05
+    """Smallest value a distribution can say; targets below count as it. Leave room around the rewards: hl_gauss decodes
+    the ends of its range inwards."""
+    high: float = 1.05
     """Largest value a distribution can say; targets above count as it."""
     bins: int = Field(default=51, ge=2)
     """Bins (hl_gauss) or points (two_hot) between them."""
