@@ -173,6 +173,7 @@ AdvantageName = Literal[
     "best_over_second",
     "max_likelihood",
     "length_weighted",
+    "stage_centered",
     "batch_relative",
     "whitened",
     "centered_whitened",
@@ -190,6 +191,7 @@ AdvantageName = Literal[
     "over_greedy",
     "gae",
     "v_trace",
+    "source_over_other",
 ]
 TOKEN_ADVANTAGES: frozenset[AdvantageName] = frozenset({"gae", "v_trace"})
 """Advantages of single tokens, from a critic."""
@@ -212,6 +214,9 @@ class Term(Section):
     """Options of that advantage by name, e.g. {"shift": -0.1}."""
     compared_with: Literal["source", "group"] = "source"
     """Whose scores make the statistics: members of the same source only, or all members of the group (LUFFY)."""
+    against: SourceName | None = None
+    """Second source whose answers a loss over groups sees beside those of `source`, e.g. live ones that an expert's
+    answer is preferred to."""
     ratio_to: Literal["behavior", "proximal"] = "behavior"
     """Policy in the denominator of the loss's ratio: the one that sampled, or the one this update starts from."""
     correction: Correction | None = None
@@ -240,6 +245,20 @@ class Term(Section):
                 "aggregation='constant' or 'width' and aggregation_constant go together; set both or neither"
             )
         return self
+
+    @model_validator(mode="after")
+    def _against_has_pairs(self) -> Term:
+        if self.against is not None and (self.against == self.source or not self.loss.couples_groups):
+            raise ValueError(
+                f"against={self.against!r} puts answers of two sources side by side, but {self.loss.name} on source "
+                f"{self.source!r} does not compare them: name another source and a loss over groups, or leave it out"
+            )
+        return self
+
+    @property
+    def sources(self) -> frozenset[SourceName]:
+        """Whose answers it trains on."""
+        return frozenset({self.source} if self.against is None else {self.source, self.against})
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Term:
@@ -323,7 +342,7 @@ class LearnerConfig(Section):
     """Dtype of forward and backward; master weights are always fp32."""
     max_tokens_per_micro_batch: int = Field(default=4096, ge=16)
     """Packed tokens (shared prompts counted once) of one forward and backward."""
-    logprob_chunk_tokens: int = Field(default=256, ge=1)
+    logprob_chunk_tokens: int = Field(default=512, ge=1)
     """Tokens whose logits exist at once."""
     attention: Literal["auto", "shared_prompt", "packed"] = "auto"
     """shared_prompt: a group's prompt is computed once; packed: each sequence stands alone; auto picks by cost."""

@@ -312,7 +312,7 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
 def _mask(trajectory: Trajectory, term: Term) -> BoolArray:
     """[T] the tokens a term trains; never the first of a sequence, which nothing predicts, nor a greedy answer."""
     if (
-        trajectory.source != term.source
+        trajectory.source not in term.sources
         or _is_greedy(trajectory)
         or ("scores" in term.loss.needs and trajectory.score is None)
     ):
@@ -349,7 +349,7 @@ def _token_scales(lengths: npt.NDArray[np.int64], term: Term) -> npt.NDArray[np.
 def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> Float64Array:
     """[trajectories] NaN for those the advantage leaves out; of no meaning where the term's mask is empty."""
     scored = np.array([t.score is not None for t in trajectories], dtype=np.bool_)
-    alike = np.array([term.compared_with == "group" or t.source == term.source for t in trajectories], dtype=np.bool_)
+    alike = np.array([term.compared_with == "group" or t.source in term.sources for t in trajectories], dtype=np.bool_)
     greedy = np.array([_is_greedy(t) for t in trajectories], dtype=np.bool_)
     names = sorted({name for t in trajectories if t.verdict is not None for name in t.verdict.components})
     batch = ScoredBatch(
@@ -361,13 +361,23 @@ def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Traj
             name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
             for name in names
         },
+        stages=np.concatenate([_stages(group) for group in groups] or [np.zeros(0, np.int64)]),
         fresh=np.array([t.source == "live" for t in trajectories], dtype=np.bool_),
+        of_source=np.array([t.source == term.source for t in trajectories], dtype=np.bool_),
         greedy=scored & greedy,
         loglikelihoods=np.array([float(t.behavior_logprobs[_trainable(t)].sum()) for t in trajectories]),
     )
     if term.advantage in TOKEN_ADVANTAGES:  # `learner.returns` puts those of tokens in the place of the scores
         return ADVANTAGES["score"](batch)
     return ADVANTAGES[term.advantage](batch, **term.advantage_options)
+
+
+def _stages(group: Group) -> npt.NDArray[np.int64]:
+    """[members] which sampling of the group each was drawn in, by its seed; 0 for donors."""
+    seeds = list(dict.fromkeys(t.sampling.seed for t in group.own_members))
+    return np.array(
+        [seeds.index(t.sampling.seed) if t.source is group.source else 0 for t in group.trajectories], np.int64
+    )
 
 
 def _number(value: float | None) -> float:

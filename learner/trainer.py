@@ -22,12 +22,13 @@ from learner.companions.config import CriticConfig
 from learner.companions.critic import CriticPlan, load_critic, with_token_advantages
 from learner.companions.critic_learner import CriticLearner, measure_gaps
 from learner.config import LearnerConfig, Term
+from learner.members import MemberRecord, member_records, member_sums
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
 from learner.optimizer import apply_gradients, make_optimizer, why_not_finite
 from learner.policy import Policy, TokenOutputs
 from learner.ratios import MAX_LOG_RATIO
 from learner.returns import episodes
-from learner.sharding import init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
+from learner.sharding import add_over_ranks, init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
 from learner.statistics import MEASURES, statistic_columns
 from learner.update import Place, Update
 from rewards.trajectory import Float32Array, Group
@@ -51,6 +52,7 @@ class StepReport:
         num_flop: arithmetic of the weights on `num_tokens`, see `flop_per_token`.
         num_micro_batches: forward and backward passes of each rank.
         shared_prefixes: common prefixes were computed once.
+        members: of each trajectory, groups and members in order; empty when nothing was trained.
         seconds: wall time of this rank by phase.
     """
 
@@ -68,6 +70,7 @@ class StepReport:
     num_flop: float = 0.0
     num_micro_batches: int = 0
     shared_prefixes: bool = True
+    members: tuple[MemberRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -219,6 +222,7 @@ class Trainer:
             num_flop=total("num_tokens") * self._flop_per_token,
             num_micro_batches=int(total("num_micro_batches")) // self.world_size,
             shared_prefixes=bool(total("shared_prefixes")),
+            members=member_records(totals["members"], self._terms) if "members" in totals else (),
             seconds=clock.seconds,
         )
 
@@ -344,7 +348,8 @@ class Trainer:
             plan = with_token_advantages(self._terms, plan, source)
             critic_plan = self.critic.plan(self._terms, plan, source)
         if self.objective.has_statistics:
-            columns |= statistic_columns(self._terms, plan, behavior, first, step)
+            reference = columns.get("reference_logprobs")
+            columns |= statistic_columns(self._terms, plan, behavior, first, step, reference)
         return plan, {**plan.columns, **columns}, critic_plan
 
     def _gaps(
@@ -380,9 +385,11 @@ class Trainer:
                 with clock.phase("collate"):
                     batch = update.collate(chunk, columns)
                 with torch.set_grad_enabled(backward):
-                    parts.append(self._pass(batch, step, clock, backward=backward))
-        totals = reduce_over_ranks(join_metrics(parts), is_maximum=is_maximum, world_size=self.world_size)
-        return {**totals, "shared_prefixes": torch.tensor(float(update.shares_prefixes))}
+                    parts.append(self._pass(batch, step, clock, len(plan.trained), backward=backward))
+        joined = join_metrics(parts)
+        members = add_over_ranks(joined.pop("members"), self.world_size)
+        totals = reduce_over_ranks(joined, is_maximum=is_maximum, world_size=self.world_size)
+        return {**totals, "members": members, "shared_prefixes": torch.tensor(float(update.shares_prefixes))}
 
     def _first_pass(self, update: Update) -> dict[str, Float64Array]:
         """MEASURES of all trained tokens at the start of the update, [num_trained_tokens] each; collective."""
@@ -403,8 +410,10 @@ class Trainer:
         with self.policy.without_adapter():
             return _frozen_logprobs(self.policy, batch)
 
-    def _pass(self, batch: MicroBatch, step: int, clock: _Clock, *, backward: bool) -> dict[str, Tensor]:
-        """One micro-batch forward and, if asked, backward; its loss, counts and metrics."""
+    def _pass(
+        self, batch: MicroBatch, step: int, clock: _Clock, num_members: int, *, backward: bool
+    ) -> dict[str, Tensor]:
+        """One micro-batch forward and, if asked, backward; its loss, counts, metrics and `member_sums`."""
         mixture, teacher = self.objective.teacher_mixture, None
         if self.teacher is not None and mixture is not None:
             with clock.phase("teacher"):
@@ -412,7 +421,10 @@ class Trainer:
         with clock.phase("forward"):
             outputs = self.policy(batch, with_entropy="entropy" in self.objective.needs, teacher=teacher)
             own = {name: column for name, column in outputs._asdict().items() if column is not None}
-            loss, metrics = self.objective.loss({**batch.columns, **own}, step)
+            columns = {**batch.columns, **own}
+            loss, metrics = self.objective.loss(columns, step)
+            labelled = list(zip(self.objective.labels, self._terms, strict=True))
+            metrics["members"] = member_sums(columns, labelled, num_members)
         with clock.phase("backward"):
             if backward:
                 # FSDP averages gradients over the ranks; the objective's parts are meant to be added.

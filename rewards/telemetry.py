@@ -120,6 +120,7 @@ METRICS: dict[str, Metric] = {
     "groups_adopted": Metric("groups", "last", "Groups known from a checkpoint's manifest only."),
     "tickets_issued": Metric("tickets", "last", "Rights to sample given out."),
     "tickets_outstanding": Metric("tickets", "last", "Rights to sample that have not come back."),
+    "replay_shards": Metric("processes", "last", "Shards of the replay cache; absent where it is one process."),
     "waiting_for_ticket": Metric("callers", "last", "Fill loops of rollout workers that wait for a ticket."),
     "leases": Metric("leases", "last", "Leases handed out: batches by the cache, tasks by the feed."),
     "rollbacks": Metric("1", "last", "Returns to the history of a checkpoint."),

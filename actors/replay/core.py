@@ -231,9 +231,9 @@ class ReplayCore(Books):
             source: table.heads(count, self.state.counters["leases"]) for source, table in self.state.queues.items()
         }
 
-    def give_back(self, lease_id: str, reason: str) -> None:
-        """The groups of this lease are READY again; a lease that is not outstanding is left alone."""
-        if self.state.lease is not None and self.state.lease.lease_id == lease_id:
+    def give_back(self, lease_id: str | None, reason: str) -> None:
+        """The groups of this lease (None: of any) are READY again; one that is not outstanding is left alone."""
+        if self.state.lease is not None and lease_id in (None, self.state.lease.lease_id):
             self._record({"kind": "lease_returned", "reason": reason})
             self._end_lease()
 

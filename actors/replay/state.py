@@ -94,6 +94,9 @@ class ReplayState:
     def num_open(self, source: str) -> int:
         return sum(self.num(status, source) for status in OPEN)
 
+    def are_ready(self, group_ids: Iterable[str]) -> bool:
+        return all(g in self.entries and self.entries[g].status is Status.READY for g in group_ids)
+
     def age(self, entry: Entry, step: int) -> int | None:
         """Committed steps between the oldest trained token and `step`; None for frozen sources."""
         return None if entry.oldest is None else step - self.versions[entry.oldest]

@@ -5,7 +5,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -46,7 +46,14 @@ def test_every_setting_is_documented(section):
 @pytest.mark.parametrize("section", sections())
 def test_defaults_are_valid_and_survive_json(section):
     required = {name for name, field in section.model_fields.items() if field.is_required()}
-    values = {"terms": (LIVE,), "loss": ClippedSurrogate(), "verifier": "final_number", "draws": 2, "miss_reward": 0.0}
+    values = {
+        "terms": (LIVE,),
+        "loss": ClippedSurrogate(),
+        "verifier": "final_number",
+        "draws": 2,
+        "miss_reward": 0.0,
+        "model": "m",
+    }
     config = section(**{name: values[name] for name in required})
     assert section.model_validate_json(config.model_dump_json()) == config
 
@@ -64,6 +71,7 @@ class TestRoundTrip:
         assert json.loads(config.model_dump_json())["replay"]["quotas"] == {"expert": "1/3"}
         assert RunConfig.model_validate_json(config.model_dump_json()).replay.quotas == {"expert": Fraction(1, 3)}
 
+    @settings(deadline=None)
     @given(
         st.integers(1, 64),
         st.integers(0, 9),
