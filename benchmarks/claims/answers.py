@@ -155,12 +155,16 @@ def train(
     lag: int = 0,
     frozen: Sequence[Group] = (),
     frozen_per_step: int = 0,
-    after_step: Callable[[], None] = lambda: None,
-) -> None:
+    until: Callable[[], bool] = lambda: False,
+) -> int:
     """Plain training: `groups` random prompts a step, sampled by the policy of `lag` steps ago.
 
     Args:
         frozen: groups of other sources, of which `frozen_per_step` random ones go into each batch.
+        until: looked at after each step; ends the training.
+
+    Returns:
+        Steps taken.
     """
     rng = np.random.default_rng([seed, 7])
     objective = Objective(terms)
@@ -174,4 +178,6 @@ def train(
         if frozen_per_step:
             batch += [frozen[i] for i in rng.integers(0, len(frozen), frozen_per_step)]
         table.step(objective, batch, step, rate)
-        after_step()
+        if until():
+            return step + 1
+    return steps

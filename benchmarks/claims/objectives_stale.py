@@ -27,18 +27,12 @@ def measured(name: str, lag: int, seed: int) -> dict[str, float]:
     answers, table = Answers(right), Table(np.where(right, 1.0, 0.0), shares=True)
     terms = (Term(loss=RatioSurrogate()),) if name == "no bound" else load_run_config(name).terms
     course: list[float] = []
-    train(
-        table,
-        terms,
-        answers,
-        seed,
-        steps=STEPS,
-        groups=GROUPS,
-        size=8,
-        rate=RATE,
-        lag=lag,
-        after_step=lambda: course.append(float(table.success(answers).mean())),
-    )
+
+    def follow() -> bool:
+        course.append(float(table.success(answers).mean()))
+        return False
+
+    train(table, terms, answers, seed, steps=STEPS, groups=GROUPS, size=8, rate=RATE, lag=lag, until=follow)
     reached = [step + 1 for step, success in enumerate(course) if success >= GOAL]
     return {"success": course[-1], "best": max(course), "steps": float(reached[0] if reached else STEPS)}
 
