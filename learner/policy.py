@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class Policy(nn.Module):
         self._chunk_tokens = chunk_tokens
 
     @classmethod
-    def load(cls, model_path: str | Path, **options: Any) -> Policy:
+    def load(cls, model_path: str | Path, **options: Any) -> Self:
         """Reads a folder in Hugging Face format; `options` are those of the constructor."""
         return cls(AutoModelForCausalLM.from_pretrained(str(model_path), dtype=torch.float32), **options)
 
