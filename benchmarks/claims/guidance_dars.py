@@ -3,8 +3,8 @@
     python -m benchmarks.claims.guidance_dars --seeds 8 --out benchmarks/results/claims/guidance_dars.json
 
 64 prompts of one token out of 32, no parameter shared, first success probabilities spread log-evenly from 0.3 % to
-50 %. All arms have the same loss, dynamic sampling and 12,000 answers, and every answer moves the table by the same measure:
-the loss is a sum over a constant, or a larger group would count less. pass@k is computed from the table.
+50 %. All arms have the same loss, dynamic sampling and 12,000 answers, and every answer moves the table by the same
+measure: the loss is a sum over a constant, or a larger group would count less. pass@k is computed from the table.
 """
 
 from __future__ import annotations
