@@ -10,10 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from actors.reward_pool import Backend, RewardPool
-from rewards.child import ChildStartError
 from rewards.combination import RunningScales, combine, combine_group
 from rewards.config import DEFAULT_POOL, RewardConfig
-from rewards.sandbox import SandboxError
 from rewards.task import Task
 from rewards.trajectory import Trajectory
 from rewards.verdict import Status, Verdict
@@ -60,15 +58,16 @@ class RewardWorker:
         self._last_error = ""
 
     async def start(self) -> None:
-        """Starts the children; without it the first calls do.
+        """Starts the children and reaches the services; without it the first calls do.
 
         Raises:
+            NotAdmittedError: a judge pays for answers without content.
             ChildStartError: a verifier cannot be imported or is misconfigured.
             SandboxError: model-written programs would be run, and the sandbox does not keep its promises here.
         """
         try:
             await asyncio.gather(*(pool.start() for pool in self._pools.values()))
-        except (ChildStartError, SandboxError):
+        except Exception:  # raised on: whatever else was started must not be left behind
             await self.close()
             raise
 

@@ -36,6 +36,7 @@ class ScoredBatch:
         components: [n] each, parts of the scores by name; NaN where a member has no such part.
         stages: [n] int64, in which sampling of its group a member was drawn, 0 for the first; empty means all in one.
         fresh: [n] bool, answers the policy itself has just sampled; None: all of them.
+        of_source: [n] bool, answers of the term's own source, not of the one it stands against; None: all of them.
         greedy: [n] bool, scored answers at temperature 0, which are not compared; None: there are none.
         loglikelihoods: [n] nats of the whole answer under the policy that sampled it; NaN or None where unknown.
     """
@@ -47,6 +48,7 @@ class ScoredBatch:
     components: Mapping[str, Float64Array] = field(default_factory=dict)
     stages: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     fresh: BoolArray | None = None
+    of_source: BoolArray | None = None
     greedy: BoolArray | None = None
     loglikelihoods: Float64Array | None = None
 
@@ -435,6 +437,18 @@ def over_greedy(batch: ScoredBatch) -> Float64Array:
     return advantages
 
 
+def source_over_other(batch: ScoredBatch, *, reject_below: float | None = None) -> Float64Array:
+    """1 for answers of the term's source, 0 for those it stands against: what a preference across sources orders by.
+
+    With `reject_below` the others are left out unless they score less.
+    """
+    preferred = np.ones(len(batch.scores), np.bool_) if batch.of_source is None else batch.of_source
+    others = np.zeros(len(batch.scores))
+    if reject_below is not None:
+        others = np.where(in_groups(batch, score) < reject_below, 0.0, np.nan)
+    return np.where(preferred, 1.0, others)
+
+
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
     **{name: _of_groups(operation) for name, operation in GROUP_OPERATIONS.items()},
     "best_over_second": _of_groups(best_over_second),
@@ -456,6 +470,7 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "shortest_right": shortest_right,
     "rank_penalised": rank_penalised,
     "over_greedy": over_greedy,
+    "source_over_other": source_over_other,
 }
 """Values of `Term.advantage`: [n] advantages of a `ScoredBatch`; keyword-only parameters are its options."""
 

@@ -49,8 +49,17 @@ class _Journals:
 
     @classmethod
     def of(cls, files: RunFiles) -> _Journals:
-        boxes = (files.state / box / "journal.jsonl" for box in ("tasks", "replay"))
-        return cls(*([event for event, _ in read_journal(path)] for path in boxes))
+        return cls(
+            *(
+                [event for path in _folders(files, box) for event, _ in read_journal(path / "journal.jsonl")]
+                for box in ("tasks", "replay")
+            )
+        )
+
+
+def _folders(files: RunFiles, box: str) -> list[Path]:
+    """Of a box's journals: one, or one of each shard."""
+    return sorted((files.state / box).glob("shard-*")) or [files.state / box]
 
 
 def trace_run(run_dir: Path, name: str) -> list[str]:
@@ -147,6 +156,8 @@ def _follow_replay(life: Life, event: Mapping[str, Any], leases: dict[str, Mappi
         step, reason = leases[event["lease"]]["step"], event["dropped"].get(life.group_id)
         tell(f"commit   step {step}" + (f", not trained on: {reason}" if reason else ", trained on"))
         life.steps += [] if reason else [step]
+    elif kind == "moved" and life.group_id in event["blobs"]:
+        life.blob = event["blobs"][life.group_id]
     elif kind in ("evicted", "lost") and life.group_id in event["groups"]:
         tell(f"{kind:9}{event.get('reason', 'its block could not be read back')}")
     elif kind == "rolled_back" and any(step >= event["step"] for step in life.steps):
@@ -197,11 +208,12 @@ def _trained(files: RunFiles, step: int, group_id: str, member: str | None) -> I
 
 def _block(files: RunFiles, life: Life) -> Group | None:
     """The stored group, unless its block is gone: spent groups leave the disk behind a checkpoint."""
-    folder = files.state / "replay" / "blocks"
-    if life.blob is None or not folder.exists():
-        return None
-    data = BlockStore(folder).read(life.blob)
-    return None if data is None else decode_group(data)
+    for folder in (path / "blocks" for path in _folders(files, "replay")):
+        data = BlockStore(folder).read(life.blob) if life.blob is not None and folder.exists() else None
+        group = None if data is None else decode_group(data)
+        if group is not None and group.group_id == life.group_id:
+            return group
+    return None
 
 
 def _parts(group_id: str) -> tuple[str, str, str]:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rewards.judges.config import JudgeService
+
 
 class Section(BaseModel):
     """A frozen config section that refuses unknown keys and says which known key was probably meant.
@@ -129,6 +131,9 @@ class PoolConfig(Section):
     """A sample that waited longer for a free child has no score; None lets it wait."""
     max_batch: int = Field(default=32, ge=1)
     """Answers handed to a child at once, as long as their verdicts take milliseconds."""
+    service: JudgeService | None = None
+    """A model that judges in place of the processes; `verifier` then names a judge (`rewards.judges.table`), or is
+    `reward_model` where the service returns numbers. Of the settings above and below only `cache_size` is read."""
     hedge_after_s: float | None = Field(default=None, gt=0)
     """A verdict that takes longer is also asked for in an idle child, and the first one counts; None asks once."""
     cache_size: int = Field(default=1 << 16, ge=0)
@@ -255,10 +260,15 @@ class RewardConfig(PoolConfig):
         """Pools that have something to judge, in the order of their first component."""
         return tuple(dict.fromkeys(component.pool or DEFAULT_POOL for component in self.components.values()))
 
+    def service_of(self, component: RewardComponent) -> JudgeService | None:
+        """The model that judges a component; None where a verifier does."""
+        return self.service if component.pool is None else self.pools[component.pool].service
+
     @property
     def num_processes(self) -> int:
         """Children of all pools of all reward actors."""
-        sizes = (self.pool(name).processes_per_worker for name in self.pool_names)
+        pools = (self.pool(name) for name in self.pool_names)
+        sizes = (pool.processes_per_worker for pool in pools if pool.service is None)
         return self.num_workers * sum(sizes)
 
     def pool(self, name: str) -> RewardConfig:

@@ -71,7 +71,8 @@ class _Part:
 
 
 class Rubric:
-    """Judges answers by the components of a config; `rewards.combination` makes one verdict of their verdicts."""
+    """Judges answers by the components of a config that verifiers judge; `rewards.combination` makes one verdict of
+    their verdicts. Those that a model judges are left to `rewards.judges`."""
 
     def __init__(self, config: RewardConfig) -> None:
         """Resolves every verifier.
@@ -83,7 +84,11 @@ class Rubric:
         if not config.components:
             raise ValueError("reward.components is empty, so no answer could be scored: name at least one verifier")
         self._config = config
-        self._parts = [_resolve(name, component) for name, component in config.components.items()]
+        self._parts = [
+            _resolve(name, component)
+            for name, component in config.components.items()
+            if config.service_of(component) is None
+        ]
 
     def judge(self, answer: str, task: Task) -> Verdict:
         """One verdict for one answer, which is a group of its own. Never raises for what a verifier does, save for a
