@@ -23,6 +23,7 @@ from rewards.telemetry import METRICS, Metric, UnknownMetricError, describe, unk
 from tests.learner.tiny_policy import tiny_model
 
 MAY_BE_SILENT = {
+    "groups_searched",  # only with `rollout.search`
     "resumed_step",  # only after a crash
     "contexts_too_long",  # only where help leaves no room for an answer
     "dropped_reports",  # only from a sink that is too slow
