@@ -121,6 +121,9 @@ class ReplayConfig(Section):
     """How often one group may be trained on; absent: 1 for live, unlimited for expert, teacher and other_run."""
     tables: dict[SourceName, TableConfig] = Field(default_factory=dict)
     """How groups of each source are kept and chosen; absent ones follow the defaults of `TableConfig`."""
+    num_shards: int = Field(default=1, ge=1)
+    """Processes the groups are spread over; above 1 a coordinator decides over them. Byte and group limits of tables
+    then hold in each of them."""
     memory_bytes: int = Field(default=1 << 30, ge=0)
     """Packed groups kept in memory; the least recently used beyond it lie on disk alone. A cache without a folder
     keeps everything in memory."""

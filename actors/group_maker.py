@@ -92,11 +92,13 @@ class GroupMaker:
         return await self._likelihoods.paid(leased.task, group, self._config.likelihood)
 
     async def with_experts(self, leased: LeasedTask) -> LeasedTask:
-        """The lease with the task's own expert answers among its donors, judged like anybody's."""
+        """The lease with the task's own expert answers among its donors, judged like anybody's; rejected ones not."""
         donors = dict(leased.donors)
-        if leased.task.expert:
-            answers = [self._renderer.answer_ids(response.text) for response in leased.task.expert]
-            group = expert_group(leased.task, self._renderer.prompt_ids(leased.task.messages), answers)
+        chosen = tuple(response for response in leased.task.expert if response.score >= 1.0)
+        if chosen:
+            answers = [self._renderer.answer_ids(response.text) for response in chosen]
+            prompt_ids = self._renderer.prompt_ids(leased.task.messages)
+            group = expert_group(replace(leased.task, expert=chosen), prompt_ids, answers)
             room = self._config.engine.max_model_len
             members = tuple(t for t in group.trajectories if len(t.token_ids) <= room)
             if members:

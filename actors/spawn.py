@@ -19,6 +19,8 @@ from actors.assembly import RunSpec
 from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker, RankPort
 from actors.pools import ScorePool
 from actors.replay.cache import ReplayCache
+from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.shard import ReplayShard, ShardPort
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.run_checkpoint import RunCheckpointer
@@ -95,6 +97,20 @@ class ReplayActor(ReplayCache):
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+
+
+class ReplayShardActor(ReplayShard):
+    """One shard in a process of its own; restores itself from its folder when restarted."""
+
+    def __init__(self, spec: RunSpec, shard: int) -> None:
+        super().__init__(spec.replay, directory=spec.directory / "replay", seed=spec.seed, shard=shard)
+
+
+class ReplayCoordinatorActor(ReplayCoordinator):
+    """The coordinator of all shards in a process of its own; sums the shards when restarted."""
+
+    def __init__(self, spec: RunSpec, shards: Sequence[Any]) -> None:
+        super().__init__(spec.replay, shards)
 
 
 class TaskFeedActor(TaskFeed):
@@ -253,8 +269,16 @@ class RemoteLeader:
         return call
 
 
-def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort:
-    return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
+def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort | ShardedReplay:
+    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember."""
+    if spec.replay.num_shards == 1:
+        return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
+    shards = [
+        _named(ReplayShardActor, f"replay-shard-{shard}", namespace, spec, shard, max_restarts=-1, **_only_on(node))
+        for shard in range(spec.replay.num_shards)
+    ]
+    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, shards, max_restarts=-1, **_only_on(node))
+    return ShardedReplay(coordinator, cast(Sequence[ShardPort], shards))
 
 
 def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task], node: str) -> ActorPort:
@@ -320,7 +344,7 @@ async def place_learner(spec: RunSpec, namespace: str, num_gpus_per_rank: float 
     return LearnerGroup(spec, ranks, await ranks[0].node.remote())
 
 
-async def preload_experts(replay: ActorPort, groups: Sequence[Group], chunk: int = 512) -> None:
+async def preload_experts(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
     """Puts frozen groups into the cache in calls of bounded size."""
     for start in range(0, len(groups), chunk):
         await replay.preload(list(groups[start : start + chunk]))
@@ -353,9 +377,14 @@ def nodes_for(role: str, spec: RunSpec) -> dict[str, Any]:
     return {"label_selector": {ROLE_LABEL: role}} if spec.pin_roles else {}
 
 
-def _named(cls: type, name: str, namespace: str, *args: Any, **where: Any) -> ActorPort:
+def _named(cls: type, name: str, namespace: str, *args: Any, max_restarts: int = 0, **where: Any) -> ActorPort:
     actor = ray.remote(cls).options(
-        name=name, namespace=namespace, num_cpus=0, runtime_env={"env_vars": _threads(1)}, **where
+        name=name,
+        namespace=namespace,
+        num_cpus=0,
+        max_restarts=max_restarts,
+        runtime_env={"env_vars": _threads(1)},
+        **where,
     )
     return ActorPort(actor.remote(*args), name=name, namespace=namespace)
 

@@ -34,7 +34,9 @@ class ScoredBatch:
         groups: [n] int64, members of one group have one number.
         lengths: [n] int64 tokens that would be trained.
         components: [n] each, parts of the scores by name; NaN where a member has no such part.
+        stages: [n] int64, in which sampling of its group a member was drawn, 0 for the first; empty means all in one.
         fresh: [n] bool, answers the policy itself has just sampled; None: all of them.
+        of_source: [n] bool, answers of the term's own source, not of the one it stands against; None: all of them.
         greedy: [n] bool, scored answers at temperature 0, which are not compared; None: there are none.
         loglikelihoods: [n] nats of the whole answer under the policy that sampled it; NaN or None where unknown.
     """
@@ -44,7 +46,9 @@ class ScoredBatch:
     groups: Int64Array
     lengths: Int64Array
     components: Mapping[str, Float64Array] = field(default_factory=dict)
+    stages: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     fresh: BoolArray | None = None
+    of_source: BoolArray | None = None
     greedy: BoolArray | None = None
     loglikelihoods: Float64Array | None = None
 
@@ -209,6 +213,31 @@ def _of_groups(operation: GroupOperation) -> AdvantageFunction:
         return in_groups(batch, operation)
 
     return advantage
+
+
+def stage_centered(batch: ScoredBatch, *, weight: float = 1.0) -> Float64Array:
+    """score - baseline, where a group that grew mixes the means of its last sampling and of the earlier ones.
+
+    baseline = weight * mean of the last stage + (1 - weight) * mean of the others. The first stage decides which
+    groups grow, so their mean over all members is biased; the last stage's own is not. A group of one stage is
+    `centered`.
+
+    Source: DARS, yangzhch6/DARS, whose code takes the combined mean (our `centered`).
+    """
+    if not len(batch.stages):
+        return in_groups(batch, centered)
+    advantages = np.zeros(len(batch.scores))
+    for group in np.unique(batch.groups):
+        members = np.flatnonzero((batch.groups == group) & batch.compared)
+        values, stages = batch.scores[members], batch.stages[members]
+        if not len(members) or values.min() == values.max():
+            continue
+        last = stages == stages.max()
+        baseline = values[last].mean()
+        if not last.all():
+            baseline = weight * baseline + (1.0 - weight) * values[~last].mean()
+        advantages[members] = values - baseline
+    return advantages
 
 
 def length_weighted(batch: ScoredBatch) -> Float64Array:
@@ -408,11 +437,24 @@ def over_greedy(batch: ScoredBatch) -> Float64Array:
     return advantages
 
 
+def source_over_other(batch: ScoredBatch, *, reject_below: float | None = None) -> Float64Array:
+    """1 for answers of the term's source, 0 for those it stands against: what a preference across sources orders by.
+
+    With `reject_below` the others are left out unless they score less.
+    """
+    preferred = np.ones(len(batch.scores), np.bool_) if batch.of_source is None else batch.of_source
+    others = np.zeros(len(batch.scores))
+    if reject_below is not None:
+        others = np.where(in_groups(batch, score) < reject_below, 0.0, np.nan)
+    return np.where(preferred, 1.0, others)
+
+
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
     **{name: _of_groups(operation) for name, operation in GROUP_OPERATIONS.items()},
     "best_over_second": _of_groups(best_over_second),
     "max_likelihood": _of_groups(over_mean),
     "length_weighted": length_weighted,
+    "stage_centered": stage_centered,
     "batch_relative": batch_relative,
     "whitened": whitened,
     "centered_whitened": centered_whitened,
@@ -428,6 +470,7 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "shortest_right": shortest_right,
     "rank_penalised": rank_penalised,
     "over_greedy": over_greedy,
+    "source_over_other": source_over_other,
 }
 """Values of `Term.advantage`: [n] advantages of a `ScoredBatch`; keyword-only parameters are its options."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from learner.config import OptimizerConfig
 from learner.losses.reward import bradley_terry
 from learner.reward_model import RewardModel, TooLongError, length_batches
-from learner.trainer import make_optimizer
+from learner.optimizer import make_optimizer
 from rewards.config import Section
 from rewards.preference_statistics import RankingAccuracy, brier_score, expected_calibration_error, pair_accuracy
 from rewards.preferences import PreferencePair

@@ -15,7 +15,7 @@ from typing import Any
 from actors.replay.log import BlockStore, CorruptLogError, read_journal, read_json
 from actors.run_checkpoint import RestorePoint, newest_restore_point
 from learner.checkpoint import CorruptCheckpointError
-from orchestrator.audit_books import HELD, AuditBooks, Finding
+from orchestrator.audit_books import HELD, AuditBooks, Finding, merged
 from orchestrator.run_files import RunFiles
 from rewards.codec import payload_digest
 
@@ -81,12 +81,12 @@ def audit_run(run_dir: Path) -> AuditReport:
     """
     files = RunFiles(run_dir)
     folder = files.state / "replay"
-    if not (folder / "journal.jsonl").exists():
+    shards = sorted(folder.glob("shard-*"))
+    folders = shards or [folder]
+    if not all((each / "journal.jsonl").exists() for each in folders):
         raise FileNotFoundError(f"{folder} holds no replay journal, so there is nothing to audit: is {run_dir} a run?")
-    books = AuditBooks()
-    _follow(books, folder)
-    books.close()
-    _check_blocks(books, folder)
+    parts = [_books_of(each, is_shard=bool(shards)) for each in folders]
+    books = parts[0] if len(parts) == 1 else merged(parts)
     restore = _restore_point(books, files)
     return AuditReport(
         run_dir=run_dir,
@@ -98,6 +98,14 @@ def audit_run(run_dir: Path) -> AuditReport:
         steps_committed=books.steps_committed,
         checkpoint_step=None if restore is None else restore.step,
     )
+
+
+def _books_of(folder: Path, *, is_shard: bool) -> AuditBooks:
+    books = AuditBooks(is_shard=is_shard)
+    _follow(books, folder)
+    books.close()
+    _check_blocks(books, folder)
+    return books
 
 
 def _follow(books: AuditBooks, folder: Path) -> None:

@@ -41,7 +41,11 @@ class AuditedGroup:
 class AuditBooks:
     """Every ticket, group and step of a journal; rules that an event breaks become findings, and it is followed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shard: bool = False) -> None:
+        """Args: is_shard: batches of this journal are parts of batches."""
+        self._is_shard = is_shard
+        self.batch_sizes: dict[int, int] = {}
+        """Groups handed out for each committed step of this journal, dropped ones included."""
         self.findings: list[Finding] = []
         self.groups: dict[str, AuditedGroup] = {}
         self.num_in: Counter[tuple[str, str]] = Counter()
@@ -213,7 +217,8 @@ class AuditBooks:
             self.find("batch", f"lease {name} was handed out after {before} and without its return")
         if step != self.steps_committed:
             self.find("batch", f"lease {name} is for step {step}, but {self.steps_committed} steps are committed")
-        if len(group_ids) != self.groups_per_update or len(set(group_ids)) != len(group_ids):
+        is_whole = self._is_shard or len(group_ids) == self.groups_per_update
+        if not is_whole or len(set(group_ids)) != len(group_ids):
             self.find("batch", f"lease {name} holds {len(group_ids)} groups ({self.groups_per_update} make a batch)")
         for group_id in group_ids:
             group = self._known(group_id, ("ready",), f"leased for step {step}")
@@ -250,6 +255,7 @@ class AuditBooks:
         step, group_ids, dropped = self.lease["step"], self.lease["groups"], event["dropped"]
         self.lease = None
         self.steps_committed = step + 1
+        self.batch_sizes[step] = len(group_ids)
         self.history[step] = [group_id for group_id in group_ids if group_id not in dropped]
         if strangers := sorted(set(dropped) - set(group_ids)):
             self.find("batch", f"commit of step {step} dropped groups it did not hold: {strangers}")
@@ -318,3 +324,31 @@ class AuditBooks:
                 self.find("state", f"group {group_id} is {group.state}, but no step of the history trained on it")
         if missing := sorted(set(range(self.steps_committed)) - set(self.history)):
             self.find("batch", f"{self.steps_committed} steps are committed, but the history lacks {missing}")
+
+
+def merged(parts: Sequence[AuditBooks]) -> AuditBooks:
+    """The books of all shards as those of one cache, with what only shows when they are seen together."""
+    whole = AuditBooks()
+    whole.max_age, whole.groups_per_update = parts[0].max_age, parts[0].groups_per_update
+    whole.steps_committed = min(part.steps_committed for part in parts)
+    whole.sealed_through = max(part.sealed_through for part in parts)
+    for part in parts:
+        whole.findings += part.findings
+        if twice := sorted(set(whole.groups) & set(part.groups)):
+            whole.find("state", f"groups were accepted by two shards: {twice[:10]}")
+        whole.groups |= part.groups
+        whole.tickets |= part.tickets
+        whole.refused.update(part.refused)
+        whole.forgotten.update(part.forgotten)
+        whole.ages.update(part.ages)
+        whole.earlier_tickets.update(part.earlier_tickets)
+        for step, group_ids in part.history.items():
+            whole.history.setdefault(step, []).extend(group_ids)
+    if len({part.steps_committed for part in parts}) > 1:
+        steps = [part.steps_committed for part in parts]
+        whole.find("batch", f"the shards have committed {steps} steps: a commit was cut short and not repeated")
+    for step in set.intersection(*(set(part.batch_sizes) for part in parts)):
+        size = sum(part.batch_sizes[step] for part in parts)
+        if size != whole.groups_per_update:
+            whole.find("batch", f"step {step} took {size} groups from the shards, not {whole.groups_per_update}")
+    return whole

@@ -10,7 +10,7 @@ from actors.config import ReplayConfig, RolloutConfig, WeightsConfig
 from actors.contexts.config import GuidanceConfig
 from actors.rules.config import donor_sources
 from actors.samplers.config import CurriculumConfig
-from learner.config import LearnerConfig, Term
+from learner.config import TOKEN_ADVANTAGES, LearnerConfig, Term
 from rewards.config import RewardConfig, Section, TaskConfig
 
 
@@ -114,21 +114,22 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sources_are_supplied(self) -> RunConfig:
         spliced = donor_sources(self.rollout.rules) if self.replay.live_share > 0 else frozenset[str]()
-        for index, term in enumerate(self.terms):
-            if term.source == "live":
+        read = [(index, source) for index, term in enumerate(self.terms) for source in sorted(term.sources)]
+        for index, source in read:
+            if source == "live":
                 if self.replay.live_share == 0:
                     raise ValueError(f"terms[{index}] trains on live rollouts but the quotas leave none: lower them")
-            elif term.source not in self.replay.quotas and term.source not in spliced:
+            elif source not in self.replay.quotas and source not in spliced:
                 raise ValueError(
-                    f"terms[{index}] trains on source {term.source!r} but replay.quotas has no share for it, so "
-                    f"it would never see a token. Add replay.quotas={{'{term.source}': '1/4'}}, or a rule that "
+                    f"terms[{index}] trains on source {source!r} but replay.quotas has no share for it, so "
+                    f"it would never see a token. Add replay.quotas={{'{source}': '1/4'}}, or a rule that "
                     "splices donors of this source into groups."
                 )
         return self
 
     @model_validator(mode="after")
     def _supplies_are_trained_on(self) -> RunConfig:
-        trained = {term.source for term in self.terms}
+        trained = {source for term in self.terms for source in term.sources}
         if self.replay.live_share > 0 and "live" not in trained:
             raise ValueError(
                 f"replay.quotas leave {self.replay.live_share} of each batch to live rollouts, but no term trains on "
@@ -150,7 +151,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _answers_are_compared(self) -> RunConfig:
         for index, term in enumerate(self.terms):
-            compares = "scores" in term.needs and term.advantage != "score"
+            compares = "scores" in term.needs and term.advantage not in ("score", *TOKEN_ADVANTAGES)
             if term.source == "live" and compares and self.rollout.group_size < 2:
                 raise ValueError(
                     f"terms[{index}].advantage={term.advantage!r} compares the answers of a group, but "

@@ -25,6 +25,7 @@ table { border-collapse: collapse; font-size: 0.88rem; } th, td { padding: 0.2re
 th { color: #5b6b7a; font-weight: 600; } td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.meanings td { text-align: left; } .meanings td:last-child { white-space: normal; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(29rem, 1fr)); gap: 0 3rem; }
 .note { color: #5b6b7a; font-size: 0.85rem; margin: 0.3rem 0; } figure { margin: 0.5rem 0 1.2rem; }
 svg { max-width: 100%; height: auto; } pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: 0.8rem; }
@@ -160,6 +161,6 @@ def _glossary() -> str:
         for name, metric in METRICS.items()
     )
     return (
-        "<details><summary>What the metrics mean</summary><table><thead><tr><th>metric</th><th>unit</th>"
+        "<details><summary>What the metrics mean</summary><table class=meanings><thead><tr><th>metric</th><th>unit</th>"
         f"<th>reduction</th><th>meaning</th></tr></thead><tbody>\n{rows}\n</tbody></table></details>"
     )

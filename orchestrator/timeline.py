@@ -50,12 +50,14 @@ class Timeline:
     _processes: dict[str, int] = field(default_factory=dict)
     _tracks: dict[tuple[str, str], _Track] = field(default_factory=dict)
 
-    def slice(self, role: str, row: str, name: str, end: float, seconds: float, **details: Any) -> tuple[float, float]:
+    def slice(
+        self, role: str, row: str, name: str, end: float, seconds: float, details: Mapping[str, Any] | None = None
+    ) -> tuple[float, float]:
         """One block that ended at `end`; returns its begin and end as drawn."""
         track = self._track(role, row)
         start, end = max(end - seconds, track.ended), max(end, track.ended)
         track.ended = end
-        self._add("X", track, name, start, dur=_micros(end) - _micros(start), args=details)
+        self._add("X", track, name, start, dur=_micros(end) - _micros(start), args=dict(details or {}))
         return start, end
 
     def parts(self, role: str, row: str, start: float, end: float, parts: Iterable[tuple[str, float]]) -> None:
@@ -64,8 +66,8 @@ class Timeline:
             start = min(start + seconds, end)
             self.slice(role, row, name, start, seconds)
 
-    def moment(self, role: str, row: str, name: str, time: float, **details: Any) -> None:
-        self._add("i", self._track(role, row), name, time, s="p", args=details)
+    def moment(self, role: str, row: str, name: str, time: float, details: Mapping[str, Any] | None = None) -> None:
+        self._add("i", self._track(role, row), name, time, s="p", args=dict(details or {}))
 
     def curve(self, role: str, name: str, time: float, value: float) -> None:
         track = self._track(role, "")
@@ -167,7 +169,7 @@ def _learner(timeline: Timeline, time: float, row: Mapping[str, Any]) -> None:
     numbers = {name: row[name] for name in ("loss", "reward_mean", "trained_tokens") if row.get(name) is not None}
     if row.get("lease_wait_s"):
         timeline.slice(LEARNER, "steps", "wait for batch", time - row["train_s"], row["lease_wait_s"])
-    start, end = timeline.slice(LEARNER, "steps", f"step {step}", time, row["train_s"], **numbers)
+    start, end = timeline.slice(LEARNER, "steps", f"step {step}", time, row["train_s"], numbers)
     known = [(phase, row.get(f"train_phase/{phase}_s")) for phase in PHASES]
     timeline.parts(LEARNER, "phases of the step", start, end, [(p, s) for p, s in known if s])
 
@@ -175,13 +177,17 @@ def _learner(timeline: Timeline, time: float, row: Mapping[str, Any]) -> None:
 def _event(timeline: Timeline, time: float, event: Mapping[str, Any]) -> None:
     kind, role = str(event["kind"]), str(event.get("worker", "run"))
     details = {name: value for name, value in event.items() if name not in ("time", "kind", "worker")}
+    if event.get("seconds") is not None:  # something was away, and is back
+        who = LEARNER if kind.startswith(LEARNER) else str(event.get("box", role))
+        timeline.slice(who, "away", kind, time, event["seconds"], details)
+        return
     if kind != "activated":
-        timeline.moment(role, "events", kind, time, **details)
+        timeline.moment(role, "events", kind, time, details)
         return
     pause = event.get("pause_s") or 0.0
     if event.get("verify_s"):
         timeline.slice(role, "new weights", "verify", time - pause, event["verify_s"])
-    start, end = timeline.slice(role, "new weights", f"version {event['version']}", time, pause, **details)
+    start, end = timeline.slice(role, "new weights", f"version {event['version']}", time, pause, details)
     parts = [(name.removesuffix("_s"), event[name]) for name in ACTIVATION if event.get(name)]
     timeline.parts(role, "within the pause", start, end, parts)
     timeline.arrow(f"step-{event.get('step')}", role, "new weights", (start + end) / 2, begins=False)
@@ -189,7 +195,7 @@ def _event(timeline: Timeline, time: float, event: Mapping[str, Any]) -> None:
 
 def _evaluation(timeline: Timeline, time: float, evaluation: Mapping[str, Any]) -> None:
     accuracies = {name: split["accuracy"] for name, split in evaluation["splits"].items()}
-    timeline.slice("evaluation", "held-out", f"step {evaluation['step']}", time, evaluation["seconds"], **accuracies)
+    timeline.slice("evaluation", "held-out", f"step {evaluation['step']}", time, evaluation["seconds"], accuracies)
 
 
 def _micros(seconds: float) -> int:

@@ -27,6 +27,12 @@ MAX_QUEUED = 4096
 CLOSE_TIMEOUT_S = 30.0
 """How long all sinks together may take to write what is queued at the end."""
 
+UNPOLLED = ("learner", "evaluation")
+"""Roles that report steps and evaluations, which may lie minutes apart; the others are asked every few seconds."""
+
+RENEW_S = 5.0
+"""How often the Ray sink sets its gauges of those again."""
+
 WANDB_ID_FILE = "wandb_id.txt"
 """Keeps the identity of a run at wandb, so that a resumed run goes on in the same place."""
 
@@ -211,6 +217,9 @@ class RaySink:
     """Gauges and counters of Ray's own metrics, tagged with run, role and, in a family of metrics, name: what stands
     for `*` in its row of the table. One series per row keeps dashboards independent of a run's terms and reasons.
 
+    Ray shows a gauge for some 20 s after it was set. Those of roles that speak only when something has happened are set
+    again meanwhile, with the next report of anybody; those of a polled worker that falls silent disappear.
+
     Args:
         metrics: `ray.util.metrics`.
     """
@@ -219,6 +228,8 @@ class RaySink:
         self._run, self._metrics = run, metrics
         self._exported: dict[str, Any] = {}
         self._totals: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._held: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+        self._renewed_at = time.monotonic()
 
     def write(self, report: Report) -> None:
         for name, value in report.values.items():
@@ -232,9 +243,19 @@ class RaySink:
                 self._count(name, row, value, labels)
             elif value == value:  # NaN is no state a gauge could show
                 self._export(row).set(value, tags=labels)
+                if report.role in UNPOLLED:
+                    self._held[report.role, name] = (value, labels)
+        self._renew()
 
     def close(self) -> None:
         """Ray owns what was exported."""
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at >= RENEW_S:
+            self._renewed_at = now
+            for (_, name), (value, labels) in self._held.items():
+                self._export(row_of(name)).set(value, tags=labels)
 
     def _count(self, name: str, row: str, value: float, labels: dict[str, str]) -> None:
         growth = value
@@ -256,8 +277,11 @@ class RaySink:
 
 
 def prometheus_name(row: str) -> str:
-    """braid_ and the row's name with `*` and what Prometheus refuses left out: term/*/loss -> braid_term_loss."""
-    return "braid_" + re.sub(r"[^A-Za-z0-9]+", "_", row).strip("_")
+    """braid_ and the row's name with `*` and what Prometheus refuses left out: term/*/loss -> braid_term_loss.
+
+    Behind an underscore `*` reads `by`, so that a count by reason is not mistaken for the whole: groups_refused_*.
+    """
+    return "braid_" + re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"_\*$", "_by", row)).strip("_")
 
 
 def series_name(row: str) -> str:

@@ -39,6 +39,7 @@ def guided_run(
     guidance: dict[str, Any] | None = None,
     sampler: dict[str, Any] | str = "uniform",
     stages: dict[str, Any] | None = None,
+    donors_from: float = 0.0,
     terms: Sequence[Term] = (ON_POLICY,),
     replay: ReplayConfig | None = None,
     tasks: TaskConfig = TASKS,
@@ -49,7 +50,7 @@ def guided_run(
 
     Args:
         guidance: shares of the stream with help in their prompt.
-        sampler, stages: of the curriculum.
+        sampler, stages, donors_from: of the curriculum.
         rollout: further settings of the workers.
     """
     changes: dict[str, Any] = {} if replay is None else {"replay": replay}
@@ -58,7 +59,7 @@ def guided_run(
         terms,
         tasks=tasks,
         reward=reward,
-        curriculum=CurriculumConfig.model_validate({"sampler": sampler, "stages": stages}),
+        curriculum=CurriculumConfig.model_validate({"sampler": sampler, "stages": stages, "donors_from": donors_from}),
         guidance=GuidanceConfig.model_validate(guidance or {}),
         rollout=_small.ROLLOUT.model_copy(update={"rules": tuple(rules), **rollout}),
         **changes,

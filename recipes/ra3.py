@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from actors.config import LikelihoodConfig, ReplayConfig
 from learner.config import NegativeLogLikelihood, Term
 from orchestrator.config import RunConfig
@@ -27,6 +29,6 @@ def ra3() -> RunConfig:
         tasks=TASKS,
         reward=RewardConfig(components={"said": RewardComponent(verifier="next_segment", weight=0.0)}),
         terms=(ON_POLICY, Term(loss=NegativeLogLikelihood(), source="expert")),
-        replay=ReplayConfig(groups_per_update=16, max_age=1, quotas={"expert": "1/4"}),
+        replay=ReplayConfig(groups_per_update=16, max_age=1, quotas={"expert": Fraction(1, 4)}),
         likelihood=LikelihoodConfig(cost=0.01),
     )

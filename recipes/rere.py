@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import KLToReference, PolicyGradient, Term
+from learner.config import KLToReference, PolicyGradient, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._live import live_run
 
@@ -16,6 +16,6 @@ def rere() -> RunConfig:
         "rere",
         [
             Term(loss=PolicyGradient(), advantage="rank_penalised", aggregation="sequence"),
-            Term(loss=KLToReference(), weight=0.001, aggregation="sequence"),
+            Term(loss=KLToReference(), weight=Schedule(start=0.001), aggregation="sequence"),
         ],
     )

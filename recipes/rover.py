@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from learner.config import LogRatioRegression, Term
+from learner.config import Term
+from learner.losses.config import LogRatioRegression
 from orchestrator.config import RunConfig
 from recipes._live import live_run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import ClippedSurrogate, ImportanceWeightedKL, Term
+from learner.config import ClippedSurrogate, ImportanceWeightedKL, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._live import live_run
 
@@ -10,5 +10,7 @@ from recipes._live import live_run
 def unbiased_kl() -> RunConfig:
     """The unbiased KL estimate of DeepSeek-V3.2, arXiv:2512.02556, at 0.001 (ours) beside GRPO's surrogate."""
     return live_run(
-        "unbiased_kl", [Term(loss=ClippedSurrogate()), Term(loss=ImportanceWeightedKL(), weight=0.001)], max_age=4
+        "unbiased_kl",
+        [Term(loss=ClippedSurrogate()), Term(loss=ImportanceWeightedKL(), weight=Schedule(start=0.001))],
+        max_age=4,
     )

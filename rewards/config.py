@@ -61,6 +61,9 @@ class TaskConfig(Section):
     """A second file of held-out problems, for `source: file`; without it a seeded split of `name` is taken."""
     seed: int = Field(default=0, ge=0)
     """Decides generation, split and order of the tasks."""
+    decontaminate: int = Field(default=0, ge=0)
+    """Training prompts that share this many words in a row with a held-out one are left out, e.g. 32; 0 leaves out
+    none. Prompts from one template share its words: choose more than it has."""
     system_prompt: str | None = None
     """Replaces the chat template's own system message; an empty string removes it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -34,8 +34,25 @@ def load_tasks(config: TaskConfig) -> TaskSet:
     """
     source = SOURCES.get(config.source)
     tasks = source(config) if source is not None else _from_import_path(config)
+    tasks = decontaminated(tasks, config.decontaminate) if config.decontaminate else tasks
     _check(tasks, config)
     return tasks
+
+
+def decontaminated(tasks: TaskSet, num_words: int) -> TaskSet:
+    """Without training tasks whose prompt shares `num_words` words in a row with a held-out prompt.
+
+    Source: Light-R1, Qihoo360/Light-R1 (README): exact matches and 32-grams.
+    """
+    seen = {words for task in tasks.heldout for words in _stretches(task, num_words)}
+    train = tuple(task for task in tasks.train if seen.isdisjoint(_stretches(task, num_words)))
+    return TaskSet(train=train, heldout=tasks.heldout)
+
+
+def _stretches(task: Task, num_words: int) -> Iterator[tuple[str, ...]]:
+    """Every run of so many words of a prompt, blind to white space and letter case."""
+    words = " ".join(str(message.get("content")) for message in task.messages).casefold().split()
+    return (tuple(words[i : i + num_words]) for i in range(len(words) - num_words + 1))
 
 
 def _from_reasoning_gym(config: TaskConfig) -> TaskSet:

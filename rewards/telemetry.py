@@ -87,6 +87,14 @@ METRICS: dict[str, Metric] = {
     "term/*/entropy_mean": Metric("nats", "last", "Mean entropy of the policy at this term's tokens."),
     "term/*/nll_mean": Metric("nats", "last", "Mean negative log-likelihood of this term's tokens, unweighted."),
     "term/*/token_weight_mean": Metric("1", "last", "Mean weight imitation gave its tokens."),
+    "term/critic/value_loss": Metric(
+        "1", "last", "Distance of the critic's values from their targets, as it learns it."
+    ),
+    "term/critic/feature_penalty": Metric("1", "last", "BEER's bound on successive features, before its weight."),
+    "term/critic/grad_norm": Metric("1", "last", "Norm of the critic's gradient before clipping."),
+    "term/critic/explained_variance": Metric("share", "last", "Variance of the targets that the critic foresaw."),
+    "term/critic/target_mean": Metric("1", "mean", "Mean target of the critic."),
+    "term/critic/value_mean": Metric("1", "mean", "Mean value the critic gave, before it learnt."),
     # -- rollout workers
     "policy_version": Metric("1", "last", "Policy version this engine runs; -1 before its first."),
     "running": Metric("requests", "last", "Requests being decoded."),
@@ -112,6 +120,7 @@ METRICS: dict[str, Metric] = {
     "groups_adopted": Metric("groups", "last", "Groups known from a checkpoint's manifest only."),
     "tickets_issued": Metric("tickets", "last", "Rights to sample given out."),
     "tickets_outstanding": Metric("tickets", "last", "Rights to sample that have not come back."),
+    "replay_shards": Metric("processes", "last", "Shards of the replay cache; absent where it is one process."),
     "waiting_for_ticket": Metric("callers", "last", "Fill loops of rollout workers that wait for a ticket."),
     "leases": Metric("leases", "last", "Leases handed out: batches by the cache, tasks by the feed."),
     "rollbacks": Metric("1", "last", "Returns to the history of a checkpoint."),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from actors.config import ReplayConfig
 from actors.ports import BatchLease, StaleEpochError, Ticket
 from actors.replay.books import Books, series_of
 from actors.replay.checks import fault_of
-from actors.replay.limiter import Admission, Supply, admit, live_demand
+from actors.replay.levels import Levels, admission, levels_of, live_demand
+from actors.replay.limiter import Admission
 from actors.replay.log import ReplayLog
 from actors.replay.priorities import initial_priority, measured_priorities
-from actors.replay.quotas import LIVE, Composition, compose
-from actors.replay.records import InvariantError, LeaseRow, Status
+from actors.replay.quotas import LIVE, Composition, compose, shortage
+from actors.replay.records import InvariantError, LeaseRow
+from actors.replay.selectors import Key
 from actors.replay.stats import stats_of
 from rewards.codec import decode_group, encode_group, payload_digest
 from rewards.trajectory import Group, PolicyVersion, Source
@@ -28,8 +29,13 @@ class ReplayCore(Books):
     Times are seconds of any clock that never goes back; they are passed in and never stored.
     """
 
-    def __init__(self, config: ReplayConfig, *, seed: int = 0, log: ReplayLog | None = None, shard: int = 0) -> None:
+    def __init__(
+        self, config: ReplayConfig, *, seed: int = 0, log: ReplayLog | None = None, shard: int | None = None
+    ) -> None:
         """Restores what the log remembers; tickets and the lease of the process that wrote it are void.
+
+        Args:
+            shard: which share of the groups it keeps; None is all of them.
 
         Raises:
             CorruptLogError: its history is damaged.
@@ -37,17 +43,21 @@ class ReplayCore(Books):
         self._budgets = {s.value: config.max_uses.get(s.value, 1 if s in SINGLE_USE else None) for s in Source}
         self._batch_data: dict[str, bytes] = {}
         """Packed groups of the outstanding lease, which stay in memory until it ends."""
-        super().__init__(config, seed=seed, log=log, shard=shard)
+        self._prefix = "" if shard is None else f"s{shard}"
+        """Of ticket ids, and so of the ids of live groups: they name the shard."""
+        super().__init__(config, seed=seed, log=log, shard=shard or 0)
 
     # -- tickets --------------------------------------------------------------------------------------------------
 
     def take_ticket(self, worker_id: str, group_size: int, now: float) -> Ticket | None:
         """A ticket, or None while admission refuses (`admission` says why)."""
         due = self.admission().due
-        if due is None:
-            return None
+        return None if due is None else self.issue(worker_id, group_size, due, now)
+
+    def issue(self, worker_id: str, group_size: int, due: int, now: float) -> Ticket:
+        """A ticket for a group that is due at this step, whatever admission says."""
         ticket = Ticket(
-            ticket_id=f"t{self.state.boot}-{self.state.counters['tickets_issued']}",
+            ticket_id=f"{self._prefix}t{self.state.boot}-{self.state.counters['tickets_issued']}",
             worker_id=worker_id,
             group_size=group_size,
             min_step=max(0, due - self.config.max_age),
@@ -78,37 +88,15 @@ class ReplayCore(Books):
 
     def admission(self) -> Admission:
         """Whether another live group may be started now, and what is in the way."""
-        state = self.state
-        supply = Supply(
-            consumed=state.live_consumed,
-            stored=state.uses_left[LIVE],
-            num_groups=state.num_open(LIVE),
-            running=state.due,
-            uses_per_group=self._budgets[LIVE] or 1,
-        )
-        return admit(supply, self.live_demand(), state.steps_committed, self._too_large())
+        return admission(self.levels(), self.config, self.plan)
 
-    def _too_large(self) -> str:
-        """Why no group is started before its batch waits for it; empty while the held groups are within their limit."""
-        size, limit = self.state.held_bytes, self.config.held_bytes
-        if limit is None or size <= limit:
-            return ""
-        unsealed = self.state.num(Status.COMMITTED)
-        return (
-            f"the held groups take {size} bytes, above replay.held_bytes={limit}; waiting for the checkpoint that "
-            f"covers {unsealed} trained groups, or for a batch that lacks live ones"
-        )
+    def levels(self) -> Levels:
+        """The numbers admission decides by."""
+        return levels_of(self.state, self._budgets)
 
     def live_demand(self) -> list[int]:
         """Live groups each of the next max_age + 1 batches takes, those that replace exhausted donors included."""
-        state, sources = self.state, self.plan.sources
-        return live_demand(
-            self.plan,
-            range(state.steps_committed, state.steps_committed + self.config.max_age + 1),
-            groups={source: state.num_open(source) for source in sources},
-            uses={source: state.uses_left[source] for source in sources if self._budgets[source] is not None},
-            leased=None if state.lease is None else Counter(state.entries[g].source for g in state.lease.group_ids),
-        )
+        return live_demand(self.levels(), self.plan, self.config.max_age)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -228,13 +216,26 @@ class ReplayCore(Books):
 
     def shortage(self, step: int) -> str:
         """What the batch of this step still needs."""
-        composition = compose(self.plan, step, self.state.num_ready())
-        parts = []
-        for source, missing in composition.missing.items():
-            ready = composition.take.get(source, 0)
-            part = f"need {ready + missing} {source} groups: {ready} ready"
-            parts.append(f"{part}, {len(self.state.tickets)} running" if source == LIVE else part)
-        return "; ".join(parts)
+        return shortage(compose(self.plan, step, self.state.num_ready()), len(self.state.tickets))
+
+    def offer(self, step: int, count: int) -> dict[str, list[tuple[Key, str]]]:
+        """The next groups of each source, at most `count`, with the keys by which they are merged with those of others.
+
+        Raises:
+            StaleEpochError: the step is already committed.
+            ValueError: steps before it are not committed.
+        """
+        self._check_is_next(step)
+        self._sweep()
+        return {
+            source: table.heads(count, self.state.counters["leases"]) for source, table in self.state.queues.items()
+        }
+
+    def give_back(self, lease_id: str | None, reason: str) -> None:
+        """The groups of this lease (None: of any) are READY again; one that is not outstanding is left alone."""
+        if self.state.lease is not None and lease_id in (None, self.state.lease.lease_id):
+            self._record({"kind": "lease_returned", "reason": reason})
+            self._end_lease()
 
     def commit(
         self,
@@ -358,32 +359,44 @@ class ReplayCore(Books):
             )
 
     def _hand_out(self, step: int, composition: Composition) -> None:
-        """Leases the groups next in line; when blocks of some cannot be read back, those are lost and none leased."""
         state = self.state
         draw = state.counters["leases"]
         heads = [state.queues[source].heads(num, draw) for source, num in composition.take.items() if num]
         chosen = [group_id for head in heads for _, group_id in head]
+        self.hand_out(step, f"l{state.epoch}-{step}-{draw}", chosen, composition.shortfall)
+
+    def hand_out(self, step: int, lease_id: str, chosen: Sequence[str], shortfall: Mapping[str, int]) -> bool:
+        """Leases READY groups; when blocks of some cannot be read back, those are lost, and none is leased."""
+        state = self.state
         ages = {g: age for g in chosen if (age := state.age(state.entries[g], step)) is not None}
         if too_old := {g: age for g, age in ages.items() if age > self.config.max_age}:
             raise InvariantError(f"groups above max_age {self.config.max_age} were about to be handed out: {too_old}")
         blocks = {group_id: state.payloads.get(group_id) for group_id in chosen}
         if lost := [group_id for group_id, data in blocks.items() if data is None]:
             self._record({"kind": "lost", "groups": lost})
-            return
+            return False
         self._record(
             {
-                "kind": "leased", "lease": f"l{state.epoch}-{step}-{state.counters['leases']}", "step": step,
-                "epoch": state.epoch, "groups": chosen, "ages": ages, "shortfall": dict(composition.shortfall),
+                "kind": "leased", "lease": lease_id, "step": step, "epoch": state.epoch, "groups": list(chosen),
+                "ages": ages, "shortfall": dict(shortfall),
             }
         )  # fmt: skip
         self._batch_data = {group_id: data for group_id, data in blocks.items() if data is not None}
+        return True
+
+    def leased_groups(self, lease_id: str) -> dict[str, Group]:
+        """The groups of the outstanding lease by id; none when it is another one."""
+        lease = self.state.lease
+        if lease is None or lease.lease_id != lease_id:
+            return {}
+        return {group_id: decode_group(self._batch_data[group_id]) for group_id in lease.group_ids}
 
     def _batch(self, lease: LeaseRow) -> BatchLease:
         return BatchLease(
             lease_id=lease.lease_id,
             step=lease.step,
             epoch=lease.epoch,
-            groups=tuple(decode_group(self._batch_data[group_id]) for group_id in lease.group_ids),
+            groups=tuple(self.leased_groups(lease.lease_id).values()),
             ages=dict(lease.ages),
             shortfall=dict(lease.shortfall),
         )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.replay.quotas import LIVE, QuotaPlan, compose
-
 
 @dataclass(frozen=True, slots=True)
 class Supply:
@@ -65,34 +63,6 @@ def admit(supply: Supply, demand: Sequence[int], steps_committed: int, too_large
     if demand[0] and supply.num_groups + supply.num_running < demand[0]:
         return Admission(steps_committed, "")  # a batch takes each group once, however many uses it has left
     return Admission(None, _reason(supply, sum(demand), len(demand) - 1, steps_committed))
-
-
-def live_demand(
-    plan: QuotaPlan,
-    steps: range,
-    *,
-    groups: Mapping[str, int],
-    uses: Mapping[str, int],
-    leased: Mapping[str, int] | None,
-) -> list[int]:
-    """Live groups each of these steps takes, those that replace exhausted donors included.
-
-    Args:
-        groups: open groups of every other source.
-        uses: trainings left in all of them together, of sources whose groups have a budget.
-        leased: groups by source of the batch of the first step, when it is handed out.
-    """
-    uses, demand = dict(uses), []
-    for step in steps:
-        if step == steps.start and leased is not None:
-            take = leased
-        else:
-            ready = {source: min(num, uses.get(source, num)) for source, num in groups.items()}
-            take = compose(plan, step, {**ready, LIVE: plan.groups_per_update}).take
-        demand.append(take.get(LIVE, 0))
-        for source in uses:
-            uses[source] -= take.get(source, 0)
-    return demand
 
 
 def _first_unsupplied(supply: Supply, demand: Sequence[int], steps_committed: int) -> int:

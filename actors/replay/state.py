@@ -67,6 +67,8 @@ class ReplayState:
         self.top_priorities: dict[str, float] = {}
         """The highest priority a group of each source ever had; one of unknown priority gets it, to be drawn soon."""
         self.payloads = payloads
+        self.num_events = 0
+        """Applied since this process began, those of the log included."""
         self.held_bytes = 0
         """Packed size of all HELD groups, wherever their blocks lie."""
         self.queues: dict[str, Table] = {}
@@ -91,6 +93,9 @@ class ReplayState:
 
     def num_open(self, source: str) -> int:
         return sum(self.num(status, source) for status in OPEN)
+
+    def are_ready(self, group_ids: Iterable[str]) -> bool:
+        return all(g in self.entries and self.entries[g].status is Status.READY for g in group_ids)
 
     def age(self, entry: Entry, step: int) -> int | None:
         """Committed steps between the oldest trained token and `step`; None for frozen sources."""
@@ -117,6 +122,7 @@ class ReplayState:
     def apply(self, event: Event, payload: bytes | None = None) -> None:
         """Changes the state by one decided event; `payload` is the packed block of a stored group."""
         getattr(self, f"_on_{event['kind']}")(event)
+        self.num_events += 1
         if payload is not None:
             self.payloads.add(event["group"], payload, event["blob"])
 

@@ -78,8 +78,9 @@ class SpliceOptions(ComponentOptions):
     places: Literal["nobody", "first", "failed"] = "failed"
     """Whose places they take. nobody: donors are added. first: the first members. failed: wrong ones at random."""
     pick: Literal["random", "newest", "likeliest", "surest", "best", "understood"] = "random"
-    """likeliest: highest mean log-prob as recorded; surest: under the policy that samples now. best: highest score. understood: the reference answer is most
-    probable after it under the policy that samples now, as a mean of token probabilities (AMPO)."""
+    """likeliest: highest mean log-prob as recorded; surest: under the policy that samples now (ExGRPO). best: highest
+    score. understood: the reference answer is most probable after it under the policy that samples now, as a mean of
+    token probabilities (AMPO)."""
 
 
 class StashOptions(ComponentOptions):

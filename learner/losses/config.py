@@ -289,19 +289,26 @@ class OddsRatioPreference(GroupLossParams):
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
 
 
-class ProspectPreference(GroupLossParams):
+class ProspectPreference(LossParams):
     """Good answers above a reference point, bad ones below (KTO)."""
 
     name: Literal["prospect_preference"] = "prospect_preference"
     beta: float = Field(default=0.1, gt=0)
     """Logits per nat."""
     reference_point: float | None = None
-    """Nats; None takes the group's own mean log-ratio, not below 0."""
+    """Nats; None takes the mean log-ratio of all answers of the update, not below 0."""
     desirable_weight: float = Field(default=1.0, ge=0)
     """Of answers with a positive advantage."""
     undesirable_weight: float = Field(default=1.0, ge=0)
     """Of the others."""
     needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+    silent_without_advantage: ClassVar[bool] = False
+    statistic: ClassVar[str | None] = "prospect_point"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"reference_point"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        return True
 
 
 class CovarianceClippedSurrogate(LossParams):

@@ -142,6 +142,14 @@ def test_an_alert_says_what_it_is_about():
         assert set(rule["annotations"]) == {"summary", "runbook"}
 
 
+def test_every_alert_has_its_section_in_the_run_book_and_every_section_its_alert():
+    book = (ROOT / "docs" / "operations.md").read_text()
+    sections = re.findall(r"^### (\w+)$", book, re.MULTILINE)
+    assert sections == [rule["alert"] for rule in alerts()]
+    for rule in alerts():
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
+
+
 def test_prometheus_reads_the_alerts_and_the_addresses_ray_writes():
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert [(DEPLOY / "prometheus" / name).is_file() for name in config["rule_files"]] == [True]

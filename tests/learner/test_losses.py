@@ -249,6 +249,7 @@ def _columns_of(seed, n=24):
     columns["bound_low"], columns["bound_high"] = torch.full((n,), 0.7).double(), torch.full((n,), 1.3).double()
     columns["baseline"] = columns["advantages"].roll(2)
     columns["mean_entropy"], columns["hits"] = torch.full((n,), 1.2).double(), columns["picked"] / 2
+    columns["point"] = torch.full((n,), 0.2).double()
     columns["proxy_logprobs"] = torch.where(torch.arange(n) % 5 == 0, columns["reference_logprobs"], math.nan)
     # an objective scales all tokens of a sequence alike, and their advantage has one sign
     columns["advantages"] = columns["advantages"].abs() * torch.where(columns["sequence_ids"] % 2 == 0, 1.0, -1.0)
@@ -367,6 +368,7 @@ ALWAYS_THERE = {"logprobs", "token_scale", "proximal_logprobs", "sequence_ids", 
     "proxy_logprobs",
     "mean_entropy",
     "hits",
+    "point",
 }
 """Columns nobody declares: every objective has them."""
 

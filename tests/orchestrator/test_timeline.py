@@ -39,6 +39,7 @@ EVENTS = [
         "verify_s": 0.2, "freeze_s": 0.1, "load_s": 0.6, "reset_s": 0.1, "probe_s": 0.1,
     },
     {"time": BEGAN + 9.5, "kind": "rollout_lost", "worker": "rollout-0", "error": "killed"},
+    {"time": BEGAN + 9.6, "kind": "box_restarted", "box": "replay", "seconds": 2.0},
 ]  # fmt: skip
 EVALUATIONS = [
     {"time": BEGAN + 12.0, "step": 2, "version": 2, "seconds": 1.5, "splits": {"all": {"accuracy": 0.25}}},
@@ -84,6 +85,7 @@ def test_slices_begin_as_long_before_their_report_as_they_took(run_dir):
     assert rows["rollout-0", "new weights"] == [("verify", 7.3, 7.5), ("version 1", 7.5, 8.5)]
     assert rows["rollout-0", "within the pause"][1] == ("load", 7.6, 8.2)
     assert rows["evaluation", "held-out"] == [("step 2", 10.5, 12.0)]
+    assert rows["replay", "away"] == [("box_restarted", 7.6, 9.6)]
 
 
 def test_an_arrow_leads_from_the_written_version_to_the_engine_that_took_it(run_dir):

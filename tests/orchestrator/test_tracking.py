@@ -257,8 +257,22 @@ def test_ray_gets_one_series_per_family_with_its_members_as_tags(monkeypatch):
         "braid_dropped": ["live/too_old/<=64 tokens"],
         "braid_accuracy": ["", "covered"],
         "braid_status": ["timeout"],
-        "braid_groups_dropped": ["third"],
+        "braid_groups_dropped_by": ["third"],
     }
+
+
+def test_gauges_of_steps_are_renewed_between_steps_and_those_of_silent_workers_are_not(monkeypatch):
+    monkeypatch.setattr(FakeMetric, "made", [])
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    sink = RaySink("run-1", SimpleNamespace(Counter=FakeMetric, Gauge=FakeMetric))
+    sink.write(report(1, loss=0.5, trained_tokens=10.0))
+    sink.write(report(1, role="rollout-0", policy_version=3.0))
+    for _ in range(4):
+        clock.now += tracking.RENEW_S / 2
+        sink.write(report(1, role="replay", held_bytes=1.0))
+    calls = {metric.name: len(metric.calls) for metric in FakeMetric.made}
+    assert calls == {"braid_loss": 3, "braid_trained_tokens": 1, "braid_policy_version": 1, "braid_held_bytes": 4}
 
 
 def test_rows_that_share_a_series_are_of_one_kind():

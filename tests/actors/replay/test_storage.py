@@ -138,9 +138,9 @@ def test_too_many_held_bytes_stop_what_runs_ahead_but_never_the_next_batch():
     batch = lease(core)
     core.commit(0, batch.lease_id)
     core.announce_version(PolicyVersion(1), 1)
-    assert "covers 2 trained groups" in core._too_large()
     store(core, 1, 1)  # the next batch lacks them
     assert core.take_ticket(WORKER, 2, 0.0) is None
+    assert "covers 2 trained groups" in core.admission().reason
     core.seal(0)
     assert core.state.num(Status.SEALED) == 2
 
