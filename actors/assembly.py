@@ -49,6 +49,7 @@ class RunSpec:
         state_dir: durable state of the run (replay log, task log, checkpoints, issued versions).
         weights_dir: folder of published versions on the learner's node, in shared memory where there is any.
         incarnation: counts starts and resumes of the run.
+        pin_roles: processes of a role go only to nodes with its label.
     """
 
     model: str
@@ -71,6 +72,7 @@ class RunSpec:
     config_json: str = "{}"
     guidance: GuidanceConfig = GuidanceConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    pin_roles: bool = False
 
     @property
     def directory(self) -> Path:
@@ -103,6 +105,25 @@ def on_this_node(spec: RunSpec) -> RunSpec:
     return replace(spec, model_path=str(resolve_model(spec.model)))
 
 
+def companion_models(config: LearnerConfig) -> dict[str, str]:
+    """Models beside the policy that the learner's settings name, by role."""
+    named = {
+        "reference": config.reference.model,
+        "teacher": config.teacher and config.teacher.model,
+        "critic": config.critic and config.critic.model,
+    }
+    return {role: model for role, model in named.items() if model is not None}
+
+
+def companion_folders(config: LearnerConfig) -> dict[str, Path]:
+    """Folders, on this node, of `companion_models`.
+
+    Raises:
+        ModelError: one is not here; says how to get it.
+    """
+    return {role: resolve_model(model) for role, model in companion_models(config).items()}
+
+
 def make_renderer(spec: RunSpec) -> Renderer:
     return Renderer(spec.model_path, system_prompt=spec.system_prompt)
 
@@ -128,6 +149,7 @@ def task_feed_options(spec: RunSpec, tasks: Sequence[Task]) -> dict[str, Any]:
         "guidance": GuidancePolicy(spec.guidance, spec.seed) if guided else None,
         "stages": spec.curriculum.stages,
         "tables": donor_tables(spec.rollout.rules),
+        "donors_from": spec.curriculum.donors_from,
         "lease_timeout_s": spec.replay.ticket_timeout_s,
     }
 
@@ -170,6 +192,7 @@ def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = No
         spec.terms,
         spec.model_path,
         temperature=spec.rollout.sampling.temperature,
+        companions=companion_folders(spec.learner),
         rank=rank,
         world_size=spec.learner.num_ranks,
         init_method=init_method,

@@ -58,6 +58,19 @@ class SamplingConfig(Section):
         return self
 
 
+class LikelihoodConfig(Section):
+    """Pays an answer for how probable it makes the task's reference, which then follows it (RA3)."""
+
+    weight: float = 1.0
+    """Reward units per nat of gain."""
+    per_token: bool = True
+    """The gain is a mean over the reference's tokens instead of a sum."""
+    cost: float = Field(default=0.0, ge=0)
+    """Reward units an answer that is not empty costs."""
+    separator: str = "\n"
+    """Text between answer and reference."""
+
+
 class RolloutConfig(Section):
     """The workers that sample."""
 
@@ -77,8 +90,13 @@ class RolloutConfig(Section):
     """CPU cores Ray reserves for one worker; a number for scheduling, it limits nothing."""
     rules: tuple[str | dict[str, Any], ...] = ()
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
+    likelihood: LikelihoodConfig | None = None
+    """Adds the likelihood gain of the reference to each score; None pays for what the verifiers say alone."""
     drop_greedily_solved: bool = False
     """Each task is answered greedily first, and dropped when that answer is right (SELF)."""
+    greedy_baseline: bool = False
+    """Each group gets one more answer at temperature 0, which is judged like the others and never trained on: the
+    baseline of the advantage "over_greedy" (ReMax)."""
 
     @model_validator(mode="after")
     def _prompt_has_room(self) -> RolloutConfig:

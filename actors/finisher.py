@@ -1,8 +1,8 @@
 """Finisher: what becomes of a scored group, by the recipe's rules.
 
-A rule is a pure function `(group, leased task, ledger row or None, **options) -> action or None`. The first terminal
-action (Keep, Drop, Redo, Grow) decides; without one the group is kept. Splice changes the group for the rules after it;
-Fork, Retire and Stash accompany the decision, and count only when the group is not sampled further.
+A rule is a pure function `(group, leased task, ledger row or None, **options) -> action, tuple of actions, or None`.
+The first terminal action (Keep, Drop, Redo, Grow) decides; without one the group is kept. Splice changes the group for
+the rules after it; Fork, Retire and Stash accompany the decision, and count only when the group is not sampled further.
 """
 
 from __future__ import annotations
@@ -93,18 +93,17 @@ class Finisher:
         current, terminal = group, None
         accompanying: list[Action] = []
         for rule in self._rules:
-            action = rule.apply(current, leased, leased.row)
-            if action is None:
-                continue
-            _check(action, rule.name, current)
-            if isinstance(action, Redo | Grow) and terminal is None:
-                return Decision(action, group)
-            if isinstance(action, Splice) and terminal is None:
-                current = spliced(current, action)
-            elif isinstance(action, TerminalAction):
-                terminal = terminal or action
-            else:
-                accompanying.append(action)
+            answer = rule.apply(current, leased, leased.row)
+            for action in answer if isinstance(answer, tuple) else () if answer is None else (answer,):
+                _check(action, rule.name, current)
+                if isinstance(action, Redo | Grow) and terminal is None:
+                    return Decision(action, group)
+                if isinstance(action, Splice) and terminal is None:
+                    current = spliced(current, action)
+                elif isinstance(action, TerminalAction):
+                    terminal = terminal or action
+                else:
+                    accompanying.append(action)
         return Decision(
             terminal or Keep(),
             current,

@@ -16,6 +16,9 @@ from rewards.task import Task
 from rewards.trajectory import Context, Group, PolicyVersion, Trajectory
 from rewards.verdict import Verdict
 
+DONORS_OF = "donors_of"
+"""Key of a forked task's metadata: the prompt whose tables of donors it reads, in place of its own."""
+
 
 class StalledError(RuntimeError):
     """A wait passed its deadline; the message states what was missing."""

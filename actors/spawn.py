@@ -37,6 +37,9 @@ LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
 
 REMOVE_TIMEOUT_S = 30.0
 
+ROLE_LABEL = "braid/role"
+"""Label of a Ray node that says which role it is for: learner, rollout or reward."""
+
 RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Waits between tries of a keyed call; a replacement actor of the same name usually answers by then."""
 
@@ -278,25 +281,34 @@ def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort | Sharde
     """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember, and calls
     to them wait until they are back."""
     if spec.replay.num_shards == 1:
-        return _named(ReplayActor, "replay", namespace, spec, node=node)
+        return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
     shards = [
+<<<<<<< HEAD
         _named(ReplayShardActor, _shard_name(shard), namespace, spec, shard, node=node, restarts=True)
         for shard in range(spec.replay.num_shards)
     ]
     coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, namespace, node=node, restarts=True)
     return ShardedReplay(cast(ReplayCoordinator, coordinator), cast(Sequence[ShardPort], shards))
+=======
+        _named(ReplayShardActor, f"replay-shard-{shard}", namespace, spec, shard, max_restarts=-1, **_only_on(node))
+        for shard in range(spec.replay.num_shards)
+    ]
+    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, shards, max_restarts=-1, **_only_on(node))
+    return ShardedReplay(coordinator, cast(Sequence[ShardPort], shards))
+>>>>>>> 33ebaf7a299a18cd62cac79056cb9218470170f7
 
 
 def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task], node: str) -> ActorPort:
-    return _named(TaskFeedActor, "tasks", namespace, spec, tasks, node=node)
+    return _named(TaskFeedActor, "tasks", namespace, spec, tasks, **_only_on(node))
 
 
 def spawn_weight_store(spec: RunSpec, namespace: str, node: str) -> ActorPort:
-    return _named(WeightStoreActor, "weights", namespace, spec, node=node)
+    return _named(WeightStoreActor, "weights", namespace, spec, **_only_on(node))
 
 
 def spawn_reward_workers(spec: RunSpec, namespace: str) -> list[ActorPort]:
-    return [_named(RewardActor, f"reward-{i}", namespace, spec) for i in range(spec.reward.num_workers)]
+    where = nodes_for("reward", spec)
+    return [_named(RewardActor, f"reward-{i}", namespace, spec, **where) for i in range(spec.reward.num_workers)]
 
 
 def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: Boxes) -> ActorPort:
@@ -308,6 +320,7 @@ def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: B
         num_cpus=rollout.num_cpus_per_worker,
         num_gpus=rollout.num_gpus_per_worker,
         runtime_env={"env_vars": _threads(rollout.engine.threads)},
+        **nodes_for("rollout", spec),
     )
     return ActorPort(actor.remote(spec, worker_id, boxes))
 
@@ -334,7 +347,14 @@ async def place_learner(spec: RunSpec, namespace: str, num_gpus_per_rank: float 
     env = {"env_vars": _threads(spec.learner.threads_per_rank)}
     ranks = tuple(
         ray.remote(LearnerRankActor)
-        .options(name=f"learner-{rank}", namespace=namespace, num_cpus=1, num_gpus=num_gpus_per_rank, runtime_env=env)
+        .options(
+            name=f"learner-{rank}",
+            namespace=namespace,
+            num_cpus=1,
+            num_gpus=num_gpus_per_rank,
+            runtime_env=env,
+            **nodes_for("learner", spec),
+        )
         .remote(spec, rank)
         for rank in range(spec.learner.num_ranks)
     )
@@ -351,7 +371,7 @@ def remove_on_all_nodes(folder: Path) -> None:
     """Deletes a folder of published versions and its mirrors on every living node of the cluster."""
     remove = ray.remote(num_cpus=0)(remove_versions)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    waiting = [remove.options(scheduling_strategy=_only_on(node)).remote(folder) for node in nodes]
+    waiting = [remove.options(**_only_on(node)).remote(folder) for node in nodes]
     ray.wait(waiting, num_returns=len(waiting), timeout=REMOVE_TIMEOUT_S)
 
 
@@ -369,6 +389,7 @@ def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
     )
 
 
+<<<<<<< HEAD
 def _shard_name(shard: int) -> str:
     return f"replay-shard-{shard}"
 
@@ -377,6 +398,14 @@ def _named(
     cls: type, name: str, namespace: str, *args: Any, node: str | None = None, restarts: bool = False
 ) -> ActorPort:
     where = {} if node is None else {"scheduling_strategy": _only_on(node)}
+=======
+def nodes_for(role: str, spec: RunSpec) -> dict[str, Any]:
+    """Ray's option that keeps processes of a role on its nodes; none where the run lets them go anywhere."""
+    return {"label_selector": {ROLE_LABEL: role}} if spec.pin_roles else {}
+
+
+def _named(cls: type, name: str, namespace: str, *args: Any, max_restarts: int = 0, **where: Any) -> ActorPort:
+>>>>>>> 33ebaf7a299a18cd62cac79056cb9218470170f7
     actor = ray.remote(cls).options(
         name=name,
         namespace=namespace,
@@ -389,8 +418,8 @@ def _named(
     return ActorPort(actor.remote(*args), name=name, namespace=namespace)
 
 
-def _only_on(node: str) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node, soft=False)
+def _only_on(node: str) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def _this_node() -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from learner.policy import Policy
+
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer for the others raises, and the group is rebuilt from its last checkpoint."""
@@ -50,7 +53,7 @@ def init_ranks(rank: int, world_size: int, init_method: str | None) -> None:
     )
 
 
-def shard_policy(policy: Policy, world_size: int) -> Policy:
+def shard_policy(policy: AnyPolicy, world_size: int) -> AnyPolicy:
     """Shards every decoder layer, then the rest with the policy as root; in place. One rank keeps plain tensors.
 
     Embedding and head lie in the root's group together, so tied weights stay one parameter.
@@ -67,6 +70,7 @@ def shard_policy(policy: Policy, world_size: int) -> Policy:
     for layer in policy.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
+    register_fsdp_forward_method(policy, "as_teacher")
     return policy
 
 

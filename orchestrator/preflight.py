@@ -25,6 +25,9 @@ OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
 SUPPLIED_SOURCES = ("live", "expert")
 """Sources every run can fill: by rollout workers, and with the expert responses that come with the tasks."""
 
+SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher", "values": "learner.critic"}
+"""Settings that supply what a term reads."""
+
 SUPPLIED_BY_LIVE = frozenset({"behavior_logprobs", "scores"})
 """What only sampled and judged answers carry; expert text has neither."""
 
@@ -87,6 +90,8 @@ def preflight(config: RunConfig, available: Available | None = None, *, trains: 
         if trains:
             problems += expert_problems(config, tasks)
             problems += help_problems(config, tasks)
+    if model_path is not None and trains:
+        problems += companion_problems(config, model_path)
     if model_path is not None:
         problems += context_problems(config, model_path)
         if tasks is not None:
@@ -260,8 +265,6 @@ def supplied_sources(config: RunConfig) -> tuple[str, ...]:
 
 def source_problems(config: RunConfig) -> Iterator[str]:
     """Sources nobody fills, and terms that read what nobody supplies."""
-    from learner.trainer import SUPPLIED
-
     suppliers = supplied_sources(config)
     for source in config.replay.quotas:
         if source not in suppliers:
@@ -272,18 +275,50 @@ def source_problems(config: RunConfig) -> Iterator[str]:
             )
     spliced = donor_sources(config.rollout.rules)
     for index, term in enumerate(config.terms):
-        supplied = SUPPLIED if term.source == "live" else SUPPLIED - SUPPLIED_BY_LIVE
+        supplied = config.learner.supplies
+        if term.source != "live":
+            supplied -= SUPPLIED_BY_LIVE
+        if term.source == "expert":
+            supplied |= {"scores"}  # those on record with the answers
         if term.source == "own_past" and "own_past" in suppliers:
             supplied |= SUPPLIED_BY_LIVE
-        elif any(entry.source == term.source for entry in config.replay.imports):
-            supplied |= SUPPLIED_BY_LIVE  # rows without them are told apart by their unknown values
+        if any(entry.source == term.source for entry in config.replay.imports):
+            supplied |= SUPPLIED_BY_LIVE  # each group is asked when it is read
         if term.source in spliced:
             supplied |= SUPPLIED_BY_LIVE if term.source == "own_past" else {"scores"}
         missing = sorted(term.needs - supplied)
-        if missing:
+        sections = sorted({SECTION_OF_NEED[need] for need in missing if need in SECTION_OF_NEED})
+        if sections:
+            yield (
+                f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}: set "
+                f"{' and '.join(sections)}, which say where they come from"
+            )
+        elif missing:
             yield (
                 f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}, which nothing in "
                 f"this run supplies for that source: use another loss, or source 'live'"
+            )
+
+
+def companion_problems(config: RunConfig, model_path: Path) -> Iterator[str]:
+    """Reference or teacher that is not here, or that reads other tokens than the policy."""
+    from transformers import AutoTokenizer
+
+    from actors.assembly import companion_models
+    from actors.model_store import ModelError, resolve_model
+
+    named = companion_models(config.learner)
+    vocabulary = AutoTokenizer.from_pretrained(str(model_path)).get_vocab() if named else {}
+    for role, model in named.items():
+        try:
+            folder = resolve_model(model)
+        except ModelError as error:
+            yield f"learner.{role}.model: {error}"
+            continue
+        if AutoTokenizer.from_pretrained(str(folder)).get_vocab() != vocabulary:
+            yield (
+                f"learner.{role}.model={model!r} has another tokenizer than model={config.model!r}, so its log-probs "
+                "would be of other words: name a model of the same family"
             )
 
 
@@ -298,11 +333,13 @@ def rule_problems(config: RunConfig) -> Iterator[str]:
 
 
 def reward_problems(config: RunConfig) -> Iterator[str]:
-    """Verifiers that cannot be found or do not take their options."""
+    """Verifiers and judges that cannot be found or do not take their options."""
+    from rewards.judges.table import check_judges
     from rewards.rubric import Rubric
 
     try:
         Rubric(config.reward)
+        check_judges(config.reward)
     except ValueError as error:
         hints = (_shadowed(component.verifier) for component in config.reward.components.values())
         yield _named("reward", error) + next(filter(None, hints), "")
@@ -346,10 +383,11 @@ def _gold_fault(verify: Callable[..., object], task: Task, options: dict[str, ob
 
 
 def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
-    """A quota of expert groups that the tasks cannot fill."""
+    """A quota of expert groups that the tasks cannot fill, or imitation of answers that are on record as bad."""
     share = config.replay.quotas.get("expert")
     if share is None:
         return
+    yield from _recorded_score_problems(config, sum(any(e.score < 1.0 for e in task.expert) for task in tasks.train))
     num_expert = sum(bool(task.expert) for task in tasks.train)
     if num_expert == 0 and any(entry.source == "expert" for entry in config.replay.imports):
         return
@@ -366,6 +404,28 @@ def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
             f"{num_expert} expert groups x replay.max_uses.expert={max_uses} are fewer than the {float(needed):g} that "
             f"{config.num_steps} steps take: raise max_uses, lower num_steps, or supply more responses"
         )
+
+
+def _recorded_score_problems(config: RunConfig, num_pairs: int) -> Iterator[str]:
+    """Imitation of answers that are on record as bad, or comparisons where none is.
+
+    Args:
+        num_pairs: training tasks with a rejected answer.
+    """
+    for index, term in enumerate(config.terms):
+        if term.source != "expert" or "expert" in donor_sources(config.rollout.rules):
+            continue
+        compares = "scores" in term.needs and (term.advantage != "score" or term.loss.couples_groups)
+        if num_pairs and "scores" not in term.needs:
+            yield (
+                f"terms[{index}] ({term.loss.name}) reads no scores, so it would imitate the rejected answers too that "
+                f"{num_pairs} training tasks hold: use a loss over pairs, or leave the rejected answers out"
+            )
+        if compares and not num_pairs:
+            yield (
+                f"terms[{index}] ({term.loss.name}, advantage {term.advantage!r}) compares expert answers, but all of "
+                "them count 1: supply rejected ones (tasks.options.rejected_column for files), or use another loss"
+            )
 
 
 def help_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:

@@ -12,14 +12,12 @@ import numpy as np
 
 from actors.replay.log import BlockStore, read_journal
 from orchestrator.run_files import RunFiles
+from orchestrator.run_log import EVENTS_FILE
 from rewards.codec import decode_group
 from rewards.trajectory import Group, Role, Trajectory
 
 MAX_GROUPS = 8
 """Groups of one prompt that are told, the newest."""
-
-STEP_METRICS = ("ratio_mean", "clip_fraction", "mismatch_mean", "effective_sample_fraction")
-"""Numbers of the step a group was trained at, by term; they are of the whole batch."""
 
 
 class UnknownSampleError(LookupError):
@@ -116,7 +114,7 @@ def _told(files: RunFiles, journals: _Journals, group_id: str, member: str | Non
     if block is not None:
         yield from _contents(block, member)
     for step in life.steps:
-        yield from _trained(files, step)
+        yield from _trained(files, step, group_id, member)
 
 
 def _follow_task(life: Life, event: Mapping[str, Any]) -> None:
@@ -192,16 +190,20 @@ def _member(t: Trajectory, *, in_full: bool) -> Iterator[str]:
         yield f"         components {parts}"
 
 
-def _trained(files: RunFiles, step: int) -> Iterator[str]:
-    """Ratio and clipping of the step, whose batch this group was part of."""
-    path = files.root / "metrics.jsonl"
+def _trained(files: RunFiles, step: int, group_id: str, member: str | None) -> Iterator[str]:
+    """How far the policy had moved on the members when they were trained, and how much of them was clipped."""
+    records: list[Any] = []
+    path = files.root / EVENTS_FILE
     for line in path.read_text().splitlines() if path.exists() else ():
-        values = json.loads(line)
-        if values.get("role") != "learner" or values.get("step") != step + 1 or "loss" not in values:
-            continue
-        for name, value in values.items():
-            if name.startswith("term/") and name.rpartition("/")[2] in STEP_METRICS:
-                yield f"step {step:<4}{name.removeprefix('term/')} {value:.4g} (of the whole batch)"
+        event = json.loads(line)
+        if event["kind"] == "trained" and event["step"] == step:  # the last one: a step may have been rolled back
+            records = event["groups"].get(group_id, [])
+    for number, (tokens, ratio, clipped) in enumerate(records):
+        name = f"{group_id}/{number}"
+        if member in (None, name) or (member is not None and not member.rpartition("/")[2].isdigit()):
+            ratio_text = "no ratio" if ratio is None else f"ratio {ratio:.4g}"
+            clipped_text = "" if clipped is None else f", {clipped:.1%} clipped"
+            yield f"step {step:<4}{name}: {tokens} tokens trained, {ratio_text}{clipped_text}"
 
 
 def _block(files: RunFiles, life: Life) -> Group | None:

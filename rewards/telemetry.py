@@ -70,6 +70,7 @@ METRICS: dict[str, Metric] = {
     "checkpoint_write_s": Metric("s", "sum", "Time to make a checkpoint durable, beside the steps."),
     "trained_tokens": Metric("tokens", "sum", "Tokens that entered a loss term."),
     "computed_tokens": Metric("tokens", "sum", "Tokens the model computed; shared prompts count once."),
+    "model_flop": Metric("FLOP", "sum", "Arithmetic of the weights on those tokens; without attention."),
     "train_phase/*_s": Metric("s", "sum", "Time of one phase of the optimizer step on rank 0."),
     "term/*/loss": Metric("1", "last", "Value of this term before its weight."),
     "term/*/weight": Metric("1", "last", "Weight of this term at this step."),
@@ -86,6 +87,14 @@ METRICS: dict[str, Metric] = {
     "term/*/entropy_mean": Metric("nats", "last", "Mean entropy of the policy at this term's tokens."),
     "term/*/nll_mean": Metric("nats", "last", "Mean negative log-likelihood of this term's tokens, unweighted."),
     "term/*/token_weight_mean": Metric("1", "last", "Mean weight imitation gave its tokens."),
+    "term/critic/value_loss": Metric(
+        "1", "last", "Distance of the critic's values from their targets, as it learns it."
+    ),
+    "term/critic/feature_penalty": Metric("1", "last", "BEER's bound on successive features, before its weight."),
+    "term/critic/grad_norm": Metric("1", "last", "Norm of the critic's gradient before clipping."),
+    "term/critic/explained_variance": Metric("share", "last", "Variance of the targets that the critic foresaw."),
+    "term/critic/target_mean": Metric("1", "mean", "Mean target of the critic."),
+    "term/critic/value_mean": Metric("1", "mean", "Mean value the critic gave, before it learnt."),
     # -- rollout workers
     "policy_version": Metric("1", "last", "Policy version this engine runs; -1 before its first."),
     "running": Metric("requests", "last", "Requests being decoded."),
@@ -182,11 +191,21 @@ def describe(name: str) -> Metric:
     Raises:
         UnknownMetricError: no row matches; a dashboard could not say what the number means.
     """
+    return METRICS[row_of(name)]
+
+
+@lru_cache(maxsize=4096)
+def row_of(name: str) -> str:
+    """The name a metric has in the table: itself, or the family it belongs to.
+
+    Raises:
+        UnknownMetricError: as `describe`.
+    """
     if name in METRICS:
-        return METRICS[name]
-    for pattern, metric in METRICS.items():
+        return name
+    for pattern in METRICS:
         if "*" in pattern and fnmatchcase(name, pattern):
-            return metric
+            return pattern
     close = difflib.get_close_matches(name, METRICS, n=1)
     hint = f"; the nearest is {close[0]!r}" if close else ""
     raise UnknownMetricError(

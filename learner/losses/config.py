@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rewards.config import Section
-
-Need = Literal["behavior_logprobs", "reference_logprobs", "proximal_logprobs", "entropy", "values", "scores"]
-"""What a loss reads beside the log-probs being trained; a run that cannot supply it refuses to start. Nobody declares
-`proximal_logprobs` of a term: the objective makes them (see `learner/objective.py`)."""
-
-Level = Literal["token", "geometric", "product"]
-"""The ratio of a token, or the geometric mean or the product of those of its sequence."""
-
-
-class LossParams(Section):
-    """Base of the parameter models; `name` picks the torch function of the same name in `learner/losses/`."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    couples_groups: ClassVar[bool] = False
-    """A sequence's loss depends on the other members of its group, so a group must lie in one micro-batch."""
-    silent_without_advantage: ClassVar[bool] = True
-    """Advantages of 0 make no gradient; of a loss that reads scores."""
-
-    statistic: ClassVar[str | None] = None
-    """Function of `learner.statistics` that makes columns of this loss from all tokens of the update; a first pass
-    without gradient measures them."""
-    statistic_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are parameters of the statistic, not of the loss."""
-    reads_vocabulary: ClassVar[bool] = False
-    """The statistic looks at whole distributions."""
-
-    def parameters(self) -> dict[str, Any]:
-        """Keyword arguments of the torch function."""
-        return self.model_dump(exclude={"name", *self.statistic_fields})
-
-    def statistic_parameters(self) -> dict[str, Any]:
-        """Keyword arguments of the statistic."""
-        return self.model_dump(include=set(self.statistic_fields))
-
-    @property
-    def couples_tokens(self) -> bool:
-        """A token's loss depends on other tokens of its sequence."""
-        return self.couples_groups or getattr(self, "level", "token") != "token"
+from learner.losses.base.config import Level, LossParams, Need
+from learner.losses.distillation.config import OnPolicyDistillation, TeacherDivergence
 
 
 class ClippedSurrogate(LossParams):
@@ -157,9 +120,11 @@ class DivergenceMaskedPolicyGradient(LossParams):
 
     name: Literal["divergence_masked_policy_gradient"] = "divergence_masked_policy_gradient"
     max_rise: float = Field(default=0.2, gt=0, le=1)
-    """Probability a token of positive advantage may have gained."""
+    """What a token of positive advantage may have gained: probability, or nats with divergence "kl"."""
     max_fall: float = Field(default=0.2, gt=0, le=1)
-    """Probability another token may have lost."""
+    """What another token may have lost."""
+    divergence: Literal["tv", "kl"] = "tv"
+    """Total variation or KL divergence, of the token against all others."""
     ratio_max: float = Field(default=20.0, gt=0)
     """Largest weight."""
     needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
@@ -324,19 +289,26 @@ class OddsRatioPreference(GroupLossParams):
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
 
 
-class ProspectPreference(GroupLossParams):
+class ProspectPreference(LossParams):
     """Good answers above a reference point, bad ones below (KTO)."""
 
     name: Literal["prospect_preference"] = "prospect_preference"
     beta: float = Field(default=0.1, gt=0)
     """Logits per nat."""
     reference_point: float | None = None
-    """Nats; None takes the group's own mean log-ratio, not below 0."""
+    """Nats; None takes the mean log-ratio of all answers of the update, not below 0."""
     desirable_weight: float = Field(default=1.0, ge=0)
     """Of answers with a positive advantage."""
     undesirable_weight: float = Field(default=1.0, ge=0)
     """Of the others."""
     needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+    silent_without_advantage: ClassVar[bool] = False
+    statistic: ClassVar[str | None] = "prospect_point"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"reference_point"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        return True
 
 
 class CovarianceClippedSurrogate(LossParams):
@@ -472,6 +444,36 @@ class OneTokenRollout(LossParams):
     statistic_fields: ClassVar[frozenset[str]] = frozenset({"draws"})
 
 
+class TraceWeightedPolicyGradient(LossParams):
+    """REINFORCE under the truncated ratios of a token and all behind it (V-trace with the baseline as value)."""
+
+    name: Literal["trace_weighted_policy_gradient"] = "trace_weighted_policy_gradient"
+    ratio_max: float = Field(default=1.0, gt=0)
+    """Bound of each ratio in the product."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        return True
+
+
+class BehaviorKL(LossParams):
+    """KL to the policy that sampled, from its samples (MDPO)."""
+
+    name: Literal["behavior_kl"] = "behavior_kl"
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs"})
+
+
+class LogRatioRegression(LossParams):
+    """The log-ratio to the policy that sampled, regressed on the advantage (ROVER)."""
+
+    name: Literal["log_ratio_regression"] = "log_ratio_regression"
+    temperature: float = Field(default=1.0, gt=0)
+    """Reward units per nat of log-ratio."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    silent_without_advantage: ClassVar[bool] = False
+
+
 Loss = Annotated[
     ClippedSurrogate
     | RatioSurrogate
@@ -508,6 +510,11 @@ Loss = Annotated[
     | ProtectedSurrogate
     | EntropyWeightedLikelihood
     | EntropyWeightedPolicyGradient
-    | OneTokenRollout,
+    | OneTokenRollout
+    | OnPolicyDistillation
+    | TeacherDivergence
+    | TraceWeightedPolicyGradient
+    | BehaviorKL
+    | LogRatioRegression,
     Field(discriminator="name"),
 ]

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from learner.losses.distillation.functions import DISTILLATION_LOSSES
 from learner.losses.expert import mixture_ratio, shaped_likelihood, shaped_ratio
 from learner.losses.group import GROUP_LOSSES
 from learner.losses.imitation import negative_log_likelihood
 from learner.losses.mixing import MIXING_LOSSES
+from learner.losses.offpolicy import OFF_POLICY_LOSSES
 from learner.losses.output import LossOutput
 from learner.losses.preference import PREFERENCE_LOSSES
 from learner.losses.regularizers import (
@@ -72,6 +74,8 @@ LOSSES: Mapping[str, LossEntry] = {
         *PREFERENCE_LOSSES,
         *UPDATE_WIDE_LOSSES,
         *MIXING_LOSSES,
+        *DISTILLATION_LOSSES,
+        *OFF_POLICY_LOSSES,
     )
 }
 """Name of a loss in a Term to what evaluates it."""

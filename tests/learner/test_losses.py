@@ -213,13 +213,26 @@ def columns_read(name):
     return set(LOSSES[name].columns)
 
 
+def trained_column(name):
+    return {"entropy_bonus": "entropy", "teacher_divergence": "divergence"}.get(name, "logprobs")
+
+
 def _evaluate(name, columns):
     """Loss, gradient of every input, metrics; every column asks for a gradient, to see who passes one on."""
     entry = LOSSES[name]
     leaves = {key: columns[key].clone().requires_grad_() for key in entry.columns}
-    output = entry.function(**leaves)
+    output = entry.function(**leaves, **_loss_options(name))
     output.loss.backward()
     return output, leaves
+
+
+REQUIRED: dict[str, dict[str, float]] = {"one_token_rollout": {"draws": 2, "miss_reward": -0.1}}
+"""Settings without default."""
+
+
+def _loss_options(name):
+    """Those of REQUIRED that are the function's own and not its statistic's."""
+    return {key: value for key, value in REQUIRED.get(name, {}).items() if key not in MODELS[name].statistic_fields}
 
 
 def _columns_of(seed, n=24):
@@ -227,12 +240,16 @@ def _columns_of(seed, n=24):
     names = {"pi": "logprobs", "mu": "behavior_logprobs", "ref": "reference_logprobs", "a": "advantages"}
     columns = {names.get(key, "token_scale"): F.flat(*values) for key, values in c.items()}
     columns["entropy"] = -columns["logprobs"]
+    columns["divergence"] = columns["reference_logprobs"].square()
+    columns["teacher_logprobs"] = columns["reference_logprobs"].roll(3)
     columns["proximal_logprobs"] = columns["behavior_logprobs"].roll(1)
     columns["sequence_ids"] = torch.arange(n, dtype=torch.float64).div(4, rounding_mode="floor")
     columns["group_ids"] = torch.arange(n, dtype=torch.float64).div(8, rounding_mode="floor")
     columns["picked"] = (torch.arange(n) % 3 == 0).double()
     columns["bound_low"], columns["bound_high"] = torch.full((n,), 0.7).double(), torch.full((n,), 1.3).double()
     columns["baseline"] = columns["advantages"].roll(2)
+    columns["mean_entropy"], columns["hits"] = torch.full((n,), 1.2).double(), columns["picked"] / 2
+    columns["point"] = torch.full((n,), 0.2).double()
     columns["proxy_logprobs"] = torch.where(torch.arange(n) % 5 == 0, columns["reference_logprobs"], math.nan)
     # an objective scales all tokens of a sequence alike, and their advantage has one sign
     columns["advantages"] = columns["advantages"].abs() * torch.where(columns["sequence_ids"] % 2 == 0, 1.0, -1.0)
@@ -242,7 +259,7 @@ def _columns_of(seed, n=24):
 @pytest.mark.parametrize("name", LOSSES)
 def test_only_the_trained_column_carries_gradient(name):
     _, leaves = _evaluate(name, _columns_of(0))
-    trained = "entropy" if name == "entropy_bonus" else "logprobs"
+    trained = trained_column(name)
     for key, leaf in leaves.items():
         if key == trained:
             assert leaf.grad is not None
@@ -302,7 +319,7 @@ def test_nothing_selected_is_a_connected_zero(name, n):
     output, leaves = _evaluate(name, columns)
     assert output.loss.item() == 0.0
     assert all(value.item() == 0.0 for value in output.metrics.values())
-    trained = leaves["entropy" if name == "entropy_bonus" else "logprobs"]
+    trained = leaves[trained_column(name)]
     assert trained.grad is not None
     assert trained.grad.tolist() == [0.0] * n
 
@@ -349,6 +366,9 @@ ALWAYS_THERE = {"logprobs", "token_scale", "proximal_logprobs", "sequence_ids", 
     "bound_high",
     "baseline",
     "proxy_logprobs",
+    "mean_entropy",
+    "hits",
+    "point",
 }
 """Columns nobody declares: every objective has them."""
 
@@ -362,7 +382,9 @@ def test_every_model_has_its_function_and_back():
 def test_settings_have_the_same_names_and_defaults(name):
     signature = inspect.signature(LOSSES[name].function)
     keyword_only = {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    assert keyword_only == MODELS[name]().parameters()
+    required = REQUIRED.get(name, {})
+    assert {p for p, default in keyword_only.items() if default is inspect.Parameter.empty} <= set(required)
+    assert {**keyword_only, **_loss_options(name)} == MODELS[name](**required).parameters()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,3 +1,5 @@
+import json
+import shutil
 import sys
 
 import pytest
@@ -7,6 +9,7 @@ from orchestrator.load_config import load_run_config
 from orchestrator.preflight import (
     PreflightError,
     answer_problems,
+    companion_problems,
     core_problems,
     engine_problems,
     evaluation_problems,
@@ -247,10 +250,10 @@ def test_sources_without_a_supplier():
     assert "nothing in this run supplies source 'teacher'" in problem
 
 
-def test_expert_text_has_neither_scores_nor_behaviour_logprobs():
+def test_expert_text_has_no_behaviour_logprobs():
     settings = ("replay.quotas.expert=1/4", "terms.1={loss: clipped_surrogate, source: expert}")
     (problem,) = source_problems(config(*settings))
-    assert "terms[1] (clipped_surrogate on 'expert') needs behavior_logprobs and scores" in problem
+    assert "terms[1] (clipped_surrogate on 'expert') needs behavior_logprobs, which" in problem
 
 
 def test_needs_that_no_box_supplies():
@@ -266,6 +269,26 @@ def test_needs_that_no_box_supplies():
 @pytest.mark.parametrize("recipe", ["chord_mu", "sft", "dapo", "sft_then_rl"])
 def test_what_the_recipes_need_is_supplied(recipe):
     assert not list(source_problems(config(recipe=recipe)))
+
+
+def test_a_term_says_which_settings_it_is_missing():
+    (told,) = source_problems(config("learner.teacher=null", recipe="gkd"))
+    assert "terms[0] (teacher_divergence on 'live') needs divergence: set learner.teacher" in told
+
+
+def test_a_teacher_must_read_the_same_tokens(model, tmp_path):
+    own = config(f"model={model}", f"learner.teacher.model={model}", recipe="opd")
+    assert not list(companion_problems(own, model))
+    other = shutil.copytree(model, tmp_path / "other")
+    vocabulary = json.loads((other / "tokenizer.json").read_text())
+    first, second = list(vocabulary["model"]["vocab"])[-2:]
+    ids = vocabulary["model"]["vocab"]
+    ids[first], ids[second] = ids[second], ids[first]
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (told,) = companion_problems(config(f"model={model}", f"learner.teacher.model={other}", recipe="opd"), model)
+    assert "another tokenizer" in told
+    (told,) = companion_problems(config(f"learner.teacher.model={tmp_path / 'none'}", recipe="opd"), model)
+    assert told.startswith("learner.teacher.model")
 
 
 def test_tasks_without_answers():
@@ -306,6 +329,17 @@ def test_an_expert_quota_that_the_tasks_cannot_fill():
         tasks(task(expert=(ExpertResponse(text="3"),))),
     )
     assert "1 expert groups x replay.max_uses.expert=2 are fewer than the 12 that 3 steps take" in problem
+
+
+def test_recorded_pairs_are_compared_and_not_imitated():
+    pair = tasks(task(expert=(ExpertResponse(text="3"), ExpertResponse(text="4", score=0.0))))
+    single = tasks(task(expert=(ExpertResponse(text="3"),)))
+    (problem,) = expert_problems(config(recipe="chord_mu"), pair)
+    assert "would imitate the rejected answers too that 1 training tasks hold" in problem
+    (problem,) = expert_problems(config(recipe="dpo_recorded"), single)
+    assert "compares expert answers, but all of them count 1" in problem
+    assert not list(expert_problems(config(recipe="dpo_recorded"), pair))
+    assert not list(source_problems(config(recipe="dpo_recorded")))
 
 
 def test_evaluations_of_nothing():
