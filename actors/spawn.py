@@ -283,19 +283,11 @@ def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort | Sharde
     if spec.replay.num_shards == 1:
         return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
     shards = [
-<<<<<<< HEAD
-        _named(ReplayShardActor, _shard_name(shard), namespace, spec, shard, node=node, restarts=True)
+        _named(ReplayShardActor, _shard_name(shard), namespace, spec, shard, restarts=True, **_only_on(node))
         for shard in range(spec.replay.num_shards)
     ]
-    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, namespace, node=node, restarts=True)
+    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, namespace, restarts=True, **_only_on(node))
     return ShardedReplay(cast(ReplayCoordinator, coordinator), cast(Sequence[ShardPort], shards))
-=======
-        _named(ReplayShardActor, f"replay-shard-{shard}", namespace, spec, shard, max_restarts=-1, **_only_on(node))
-        for shard in range(spec.replay.num_shards)
-    ]
-    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, shards, max_restarts=-1, **_only_on(node))
-    return ShardedReplay(coordinator, cast(Sequence[ShardPort], shards))
->>>>>>> 33ebaf7a299a18cd62cac79056cb9218470170f7
 
 
 def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task], node: str) -> ActorPort:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,22 @@ def imported_groups(entry: ImportConfig, tokens: Tokens) -> Iterator[Group]:
         raise ImportedDataError(
             f"replay.imports: {path} holds no group that could be used"
             + (" (only_right is set: are its answers judged?)" if entry.only_right else "")
+        )
+
+
+def check_needs(group: Group, needs: Container[str], path: str) -> None:
+    """Raises ImportedDataError when answers lack recorded log-probs or scores that a term of their source reads."""
+    lacking = []
+    if "behavior_logprobs" in needs and any(
+        np.isnan(member.behavior_logprobs[member.sampled_mask]).any() for member in group.trajectories
+    ):
+        lacking.append("log-probs")
+    if "scores" in needs and group.num_scored < len(group.trajectories):
+        lacking.append("scores")
+    if lacking:
+        raise ImportedDataError(
+            f"replay.imports: group {group.group_id} of {path} has no {' and no '.join(lacking)}, which a term on source "
+            f"{group.source.value!r} needs. Import data that has them, or train on it with a loss that does without."
         )
 
 

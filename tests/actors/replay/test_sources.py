@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from actors.config import ReplayConfig
 from actors.replay.config import ImportConfig, TableConfig
-from actors.replay.imports import ImportedDataError, imported_groups
+from actors.replay.imports import ImportedDataError, check_needs, imported_groups
 from actors.replay.limiter import may_collect, rebased, usable
 from rewards.trajectory import PolicyVersion, Source
 from tests.actors.replay.drivers import drops, ids, lease, live, make_core, store, take, train
@@ -204,6 +204,16 @@ class TestImports:
         path.write_text(line)
         with pytest.raises(ImportedDataError, match=message):
             list(imported_groups(ImportConfig(path=str(path)), Letters()))
+
+    def test_what_a_term_needs_is_asked_of_every_group(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"prompt": "x", "response": "a"}')
+        (group,) = imported_groups(ImportConfig(path=str(path)), Letters())
+        check_needs(group, frozenset(), str(path))
+        with pytest.raises(
+            ImportedDataError, match="has no log-probs and no scores, which a term on source 'other_run'"
+        ):
+            check_needs(group, {"behavior_logprobs", "scores"}, str(path))
 
     def test_an_import_needs_a_quota(self):
         with pytest.raises(ValidationError, match=r"count as 'other_run', which has no quota"):
