@@ -381,23 +381,16 @@ def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
     )
 
 
-<<<<<<< HEAD
 def _shard_name(shard: int) -> str:
     return f"replay-shard-{shard}"
 
 
-def _named(
-    cls: type, name: str, namespace: str, *args: Any, node: str | None = None, restarts: bool = False
-) -> ActorPort:
-    where = {} if node is None else {"scheduling_strategy": _only_on(node)}
-=======
 def nodes_for(role: str, spec: RunSpec) -> dict[str, Any]:
     """Ray's option that keeps processes of a role on its nodes; none where the run lets them go anywhere."""
     return {"label_selector": {ROLE_LABEL: role}} if spec.pin_roles else {}
 
 
-def _named(cls: type, name: str, namespace: str, *args: Any, max_restarts: int = 0, **where: Any) -> ActorPort:
->>>>>>> 33ebaf7a299a18cd62cac79056cb9218470170f7
+def _named(cls: type, name: str, namespace: str, *args: Any, restarts: bool = False, **where: Any) -> ActorPort:
     actor = ray.remote(cls).options(
         name=name,
         namespace=namespace,

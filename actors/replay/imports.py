@@ -66,8 +66,8 @@ def check_needs(group: Group, needs: Container[str], path: str) -> None:
         lacking.append("scores")
     if lacking:
         raise ImportedDataError(
-            f"replay.imports: group {group.group_id} of {path} has no {' and no '.join(lacking)}, which a term on source "
-            f"{group.source.value!r} needs. Import data that has them, or train on it with a loss that does without."
+            f"replay.imports: group {group.group_id} of {path} has no {' and no '.join(lacking)}, which a term on "
+            f"source {group.source.value!r} needs. Import data that has them, or train on it with a loss that does without."
         )
 
 

@@ -1,4 +1,4 @@
-"""Long random histories over everything a replay cache can do, with crashes; what must hold is checked after each event.
+"""Long random histories over everything a replay cache can do, with crashes; its accounts are checked after each event.
 
 Unlike `test_random_histories` this follows no model of the order of groups: it keeps accounts of its own.
 """

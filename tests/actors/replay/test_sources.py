@@ -210,9 +210,7 @@ class TestImports:
         path.write_text('{"prompt": "x", "response": "a"}')
         (group,) = imported_groups(ImportConfig(path=str(path)), Letters())
         check_needs(group, frozenset(), str(path))
-        with pytest.raises(
-            ImportedDataError, match="has no log-probs and no scores, which a term on source 'other_run'"
-        ):
+        with pytest.raises(ImportedDataError, match="no log-probs and no scores, which a term on source"):
             check_needs(group, {"behavior_logprobs", "scores"}, str(path))
 
     def test_an_import_needs_a_quota(self):
