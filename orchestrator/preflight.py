@@ -13,6 +13,7 @@ from typing import TypeVar
 from actors.contexts.policy import as_context
 from actors.contexts.render import source_text
 from actors.renderer import Renderer, RenderError
+from actors.replay.config import TableConfig
 from actors.rules.config import donor_sources
 from orchestrator.config import RunConfig
 from orchestrator.resources import Available, learner_gpus_per_rank, requested
@@ -22,7 +23,7 @@ from rewards.verdict import Status
 OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
 
 SUPPLIED_SOURCES = ("live", "expert")
-"""Sources some box of the graph fills: rollout workers, and the expert responses that come with the tasks."""
+"""Sources every run can fill: by rollout workers, and with the expert responses that come with the tasks."""
 
 SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher", "values": "learner.critic"}
 """Settings that supply what a term reads."""
@@ -255,13 +256,22 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
 # -- what it learns from ----------------------------------------------------------------------------------------
 
 
+def supplied_sources(config: RunConfig) -> tuple[str, ...]:
+    """Sources some box of this run fills: those of every run, imports, and what the cache collects of live groups."""
+    past = config.replay.tables.get("own_past", TableConfig())
+    collected = ("own_past",) if config.replay.live_share > 0 and past.collect != "nothing" else ()
+    return tuple(dict.fromkeys([*SUPPLIED_SOURCES, *collected, *(entry.source for entry in config.replay.imports)]))
+
+
 def source_problems(config: RunConfig) -> Iterator[str]:
     """Sources nobody fills, and terms that read what nobody supplies."""
+    suppliers = supplied_sources(config)
     for source in config.replay.quotas:
-        if source not in SUPPLIED_SOURCES:
+        if source not in suppliers:
             yield (
                 f"replay.quotas.{source}: nothing in this run supplies source {source!r}, so its share would never be "
-                f"filled: drop the quota; sources with a supplier are {', '.join(SUPPLIED_SOURCES)}"
+                f"filled: drop the quota, or name data in replay.imports; sources with a supplier are "
+                f"{', '.join(suppliers)}"
             )
     spliced = donor_sources(config.rollout.rules)
     for index, term in enumerate(config.terms):
@@ -270,6 +280,10 @@ def source_problems(config: RunConfig) -> Iterator[str]:
             supplied -= SUPPLIED_BY_LIVE
         if term.source == "expert":
             supplied |= {"scores"}  # those on record with the answers
+        if term.source == "own_past" and "own_past" in suppliers:
+            supplied |= SUPPLIED_BY_LIVE
+        if any(entry.source == term.source for entry in config.replay.imports):
+            supplied |= SUPPLIED_BY_LIVE  # each group is asked when it is read
         if term.source in spliced:
             supplied |= SUPPLIED_BY_LIVE if term.source == "own_past" else {"scores"}
         missing = sorted(term.needs - supplied)
@@ -390,6 +404,8 @@ def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
         return
     yield from _recorded_score_problems(config, sum(any(e.score < 1.0 for e in task.expert) for task in tasks.train))
     num_expert = sum(bool(task.expert) for task in tasks.train)
+    if num_expert == 0 and any(entry.source == "expert" for entry in config.replay.imports):
+        return
     if num_expert == 0:
         yield (
             f"replay.quotas.expert={share} but none of the {len(tasks.train)} training tasks has an expert response: "
