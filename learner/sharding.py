@@ -86,7 +86,8 @@ def shard_policy(policy: AnyPolicy, world_size: int) -> AnyPolicy:
     for layer in policy.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
-    register_fsdp_forward_method(policy, "as_teacher")
+    for method in ("as_teacher", "likeliest_tokens"):
+        register_fsdp_forward_method(policy, method)
     return policy
 
 

@@ -85,6 +85,7 @@ DATA_METHODS = [
     "ssp",
     "rlpt",
     "ra3",
+    "deepsearch",
 ]
 
 

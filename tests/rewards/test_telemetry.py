@@ -23,12 +23,15 @@ from rewards.telemetry import METRICS, Metric, UnknownMetricError, describe, unk
 from tests.learner.tiny_policy import tiny_model
 
 MAY_BE_SILENT = {
+    "groups_searched",  # only with `rollout.search`
     "resumed_step",  # only after a crash
     "contexts_too_long",  # only where help leaves no room for an answer
     "dropped_reports",  # only from a sink that is too slow
     "dropped/*",  # only when a group is refused or evicted
     "watch/agreement",  # only with a held-out component
     "calls/*",  # only when a call is repeated or late
+    *(f"pool/*/{name}" for name in ("requests", "unreadable", "service_faults", "timeouts", "tokens", "batches")),
+    # only where a model judges
 }
 
 
