@@ -104,7 +104,8 @@ def make_renderer(spec: RunSpec) -> Renderer:
 
 
 def make_replay(spec: RunSpec) -> ReplayCache:
-    return ReplayCache(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+    directory = spec.directory / "replay"
+    return ReplayCache(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
 
 
 def task_feed_options(spec: RunSpec, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -106,6 +107,8 @@ class RolloutWorker:
         self._pin = asyncio.Lock()
         """Held while weights change and while an evaluation needs them not to."""
         self._drained = asyncio.Event()
+        self._life, self._num_requests = secrets.token_hex(4), itertools.count()
+        """Keys of requests: what is asked for twice, because a reply was lost, is given once."""
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._measures_donors = measures_donors(config.rules)
@@ -242,7 +245,7 @@ class RolloutWorker:
         wait is not cut short, because a grant already on its way would then be held by nobody."""
         began = time.monotonic()
         try:
-            ticket = await self._ports.replay.take_ticket(self._id, self._config.group_size)
+            ticket = await self._ports.replay.take_ticket(self._id, self._config.group_size, self._key())
         except RunFinished:
             return None
         except StalledError:
@@ -256,12 +259,15 @@ class RolloutWorker:
         await self._ports.replay.return_ticket(ticket.ticket_id, "drained")
         return None
 
+    def _key(self) -> str:
+        return f"{self._life}-{next(self._num_requests)}"
+
     async def _fill(self, ticket: Ticket) -> None:
         """Turns one ticket into one stored group, or gives it back with a reason."""
         settled = False
         try:
             await self._wait_for_step(ticket.min_step)
-            leased = await self._ports.tasks.lease_task(self._id)
+            leased = await self._ports.tasks.lease_task(self._id, self._key())
             decision = await self._sample_until_settled(leased, ticket)
             if isinstance(decision.action, Keep):
                 await self._ports.replay.put(decision.group)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
 
 from actors.config import ReplayConfig
 from actors.ports import BatchLease, StaleEpochError, Ticket
-from actors.replay.checks import fault_of
+from actors.replay.checks import different_payload, fault_of
 from actors.replay.limiter import Admission, Supply, admit
 from actors.replay.log import ReplayLog
 from actors.replay.quotas import LIVE, Composition, QuotaPlan, compose
-from actors.replay.records import Event, InvariantError, LeaseRow
+from actors.replay.records import Event, InvariantError, LeaseRow, remember
 from actors.replay.selectors import ReadyQueue, shuffled_passes, stalest_first
 from actors.replay.state import ReplayState
 from actors.replay.stats import stats_of
@@ -22,14 +21,8 @@ from rewards.trajectory import Group, PolicyVersion, Source
 SINGLE_USE = (Source.LIVE, Source.OWN_PAST)
 """Sources whose groups are trained on once unless `max_uses` says otherwise."""
 
-MAX_REMEMBERED = 4096
-"""Refused groups a repeated put is recognised for, and withdrawn tickets whose late groups are told why; beyond that
-the unknown ticket refuses them."""
-
 DURABLE = frozenset({"opened", "committed", "sealed", "rolled_back"})
 """Events a learner or a later process relies on after a power cut."""
-
-Value = TypeVar("Value")
 
 
 class ReplayCore:
@@ -39,8 +32,22 @@ class ReplayCore:
     of any clock that never goes back; they are passed in and never stored.
     """
 
-    def __init__(self, config: ReplayConfig, *, seed: int = 0, log: ReplayLog | None = None) -> None:
-        """Restores what the log remembers; tickets and the lease of the process that wrote it are void.
+    def __init__(
+        self,
+        config: ReplayConfig,
+        *,
+        seed: int = 0,
+        log: ReplayLog | None = None,
+        incarnation: int | None = None,
+        now: float = 0.0,
+    ) -> None:
+        """Restores what the log remembers.
+
+        Args:
+            incarnation: start of the run this process belongs to. When the log was written in the same one, only this
+                process was replaced: those who hold tickets and the lease still live, so both stay theirs. Otherwise,
+                and without it, they are void.
+            now: tickets and a lease that stay have their whole time again from here.
 
         Raises:
             CorruptLogError: its history is damaged.
@@ -60,12 +67,25 @@ class ReplayCore:
         """Why tickets were taken back from their holders."""
         self._ticket_deadlines: dict[str, float] = {}
         self._lease_deadline: float | None = None
-        self._restore()
+        self._restore(incarnation)
+        self._ticket_deadlines.update(dict.fromkeys(self.state.tickets, now + config.ticket_timeout_s))
+        if self.state.lease is not None:
+            self._lease_deadline = now + config.lease_timeout_s
 
     # -- tickets --------------------------------------------------------------------------------------------------
 
-    def take_ticket(self, worker_id: str, group_size: int, now: float) -> Ticket | None:
-        """A ticket, or None while admission refuses (`admission` says why)."""
+    def take_ticket(self, worker_id: str, group_size: int, now: float, key: str = "") -> Ticket | None:
+        """A ticket, or None while admission refuses (`admission` says why).
+
+        Args:
+            key: of the request; repeating it gives the same ticket while that is outstanding. Empty: none.
+        """
+        for ticket_id, row in self.state.tickets.items() if key else ():
+            if row.key == key:
+                self.calls["repeated_requests"] += 1
+                return Ticket(
+                    ticket_id=ticket_id, worker_id=row.worker_id, group_size=row.group_size, min_step=row.min_step
+                )
         due = self.admission().due
         if due is None:
             return None
@@ -78,7 +98,7 @@ class ReplayCore:
         self._record(
             {
                 "kind": "issued", "ticket": ticket.ticket_id, "worker": worker_id, "size": group_size,
-                "due": due, "min_step": ticket.min_step,
+                "due": due, "min_step": ticket.min_step, "key": key,
             }
         )  # fmt: skip
         self._ticket_deadlines[ticket.ticket_id] = now + self.config.ticket_timeout_s
@@ -169,7 +189,7 @@ class ReplayCore:
             data = encode_group(group)
             digest = payload_digest(data)
             if group.group_id in new and new[group.group_id][2] != digest:
-                raise _different_payload(group.group_id)
+                raise different_payload(group.group_id)
             if self._is_repeated(group.group_id, digest):
                 self.calls["repeated_preloads"] += 1
             else:
@@ -191,7 +211,7 @@ class ReplayCore:
             return False
         known = entry.digest if entry is not None else refused[0] if refused is not None else ""
         if known and known != digest:  # groups known from a manifest alone have no digest
-            raise _different_payload(group_id)
+            raise different_payload(group_id)
         return True
 
     def _refusal(self, group: Group) -> str | None:
@@ -423,9 +443,9 @@ class ReplayCore:
     def _apply(self, event: Event, payload: bytes | None = None) -> None:
         self.state.apply(event, payload)
         if event["kind"] == "refused":
-            _remember(self._refused, event["group"], (event["digest"], event["reason"]))
+            remember(self._refused, event["group"], (event["digest"], event["reason"]))
 
-    def _restore(self) -> None:
+    def _restore(self, incarnation: int | None) -> None:
         state = self.state
         if self._log is not None:
             recovered = self._log.recover()
@@ -435,13 +455,16 @@ class ReplayCore:
                 self._apply(event)
         lost = [entry.group_id for entry in state.held() if not self._read_back(entry.group_id)]
         held = list(state.tickets)
+        in_place = incarnation is not None and incarnation == state.incarnation
         self._record(
             {
                 "kind": "opened", "boot": state.boot + 1, "epoch": state.epoch + 1,
+                "incarnation": -1 if incarnation is None else incarnation, "in_place": in_place,
                 "max_age": self.config.max_age, "groups_per_update": self.config.groups_per_update,
             }
         )  # fmt: skip
-        self._withdraw(held, "restart")
+        if not in_place:
+            self._withdraw(held, "restart")
         if lost:
             self._record({"kind": "lost", "groups": lost})
         self._sweep()
@@ -470,18 +493,5 @@ class ReplayCore:
 
     def _withdraw(self, ticket_ids: Iterable[str], reason: str) -> None:
         for ticket_id in ticket_ids:
-            _remember(self._withdrawn, ticket_id, reason)
+            remember(self._withdrawn, ticket_id, reason)
             self._ticket_deadlines.pop(ticket_id, None)
-
-
-def _remember(memory: OrderedDict[str, Value], key: str, value: Value) -> None:
-    memory[key] = value
-    if len(memory) > MAX_REMEMBERED:
-        memory.popitem(last=False)
-
-
-def _different_payload(group_id: str) -> ValueError:
-    return ValueError(
-        f"group {group_id} is known with another payload; keeping either would lose data. Give each group an id of its "
-        "own, derived from ticket and attempt."
-    )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 Event = Mapping[str, Any]
 """One thing that happened, in JSON types; `kind` names it.
 
-    opened          boot, epoch, max_age, groups_per_update: a process began; the last one's lease and tickets are void
+    opened          boot, epoch, incarnation (start of the run), in_place, max_age, groups_per_update: a process began;
+                    unless it is in place of one of the same start, that one's lease and tickets are void
     version         version, step: weights with `step` committed steps have this policy version
-    issued          ticket, worker, size, due, min_step
+    issued          ticket, worker, size, due, min_step, key (of the request)
     returned        ticket, reason
     put             group, source, digest, ticket (null: preloaded), oldest (policy version; null: ageless), tokens,
                     budget (trainings; null: unlimited), blob (place of the packed block; null: memory only)
@@ -25,6 +27,13 @@ Event = Mapping[str, Any]
     sealed          step: a durable checkpoint covers this step and all before it
     rolled_back     step, epoch, batches (step to groups): history continues from the checkpoint of this manifest
 """
+
+
+Value = TypeVar("Value")
+
+MAX_REMEMBERED = 4096
+"""Refused groups a repeated put is recognised for, and withdrawn tickets whose late groups are told why; beyond that
+the unknown ticket refuses them."""
 
 
 class Status(StrEnum):
@@ -110,12 +119,13 @@ class Entry:
 
 @dataclass(slots=True, kw_only=True)
 class TicketRow:
-    """An outstanding right to generate one group, which is due at step `due`."""
+    """An outstanding right to generate one group, which is due at step `due`; `key` names the request it answers."""
 
     worker_id: str
     group_size: int
     due: int
     min_step: int
+    key: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,3 +153,10 @@ class StepRow:
 def length_bucket(num_tokens: int) -> str:
     """Groups are counted by the next power of two of their tokens."""
     return f"<={1 << max(0, num_tokens - 1).bit_length()} tokens"
+
+
+def remember(memory: OrderedDict[str, Value], key: str, value: Value) -> None:
+    """Keeps the newest MAX_REMEMBERED of them."""
+    memory[key] = value
+    if len(memory) > MAX_REMEMBERED:
+        memory.popitem(last=False)
