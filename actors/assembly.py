@@ -26,7 +26,7 @@ from actors.samplers.order import make_order
 from actors.task_feed import TaskFeed
 from actors.weights import WeightStore
 from learner.config import LearnerConfig, Term
-from rewards.config import RewardConfig
+from rewards.config import RewardConfig, TaskConfig
 from rewards.task import Task
 from rewards.trajectory import Group
 
@@ -57,6 +57,7 @@ class RunSpec:
     learner: LearnerConfig
     weights: WeightsConfig
     reward: RewardConfig
+    tasks: TaskConfig
     system_prompt: str | None
     num_steps: int
     max_minutes: float | None

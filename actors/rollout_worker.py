@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
 import time
 from collections import Counter, defaultdict
@@ -132,7 +133,7 @@ class RolloutWorker:
         await self._ports.tasks.release_worker(self._id)
         await self._engine.start(model_path, PolicyVersion(-1))
         pids = list(self._engine.child_pids)
-        await self._ports.report.event("engine_started", {"worker": self._id, "pids": pids})
+        await self._ports.report.event("engine_started", {"worker": self._id, "pid": os.getpid(), "pids": pids})
         await self._catch_up(0)
 
     async def run(self, *, sample: bool = True) -> None:

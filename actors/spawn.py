@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import assembly
@@ -27,6 +28,7 @@ from actors.transports.object_store import NodeMirror, ShippedVersion, Shipper, 
 from actors.transports.tensor_file import Bytes
 from actors.weights import VersionGoneError, WeightStore
 from rewards.task import Task
+from rewards.tasks import load_tasks
 from rewards.trajectory import Group, PolicyVersion
 
 LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
@@ -34,8 +36,15 @@ LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
 
 REMOVE_TIMEOUT_S = 30.0
 
-RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Waits between tries of a keyed call; a replacement actor of the same name usually answers by then."""
+RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, *(5.0,) * 24)
+"""Waits between tries of a keyed call; the actor that takes a lost one's place answers long before the last."""
+
+ANSWER_TIMEOUT_S = 10.0
+"""A learner rank that does not say where it is within this time is gone."""
+
+MAX_CALLS = 1 << 16
+"""Calls one box serves at a time. Most of them wait (each loop of each worker for a ticket), and with Ray's 1,000 the
+puts and commits that end their waits would not get in."""
 
 
 class ActorPort:
@@ -76,6 +85,23 @@ def _port(handle: Any, name: str | None, namespace: str | None) -> ActorPort:
     return ActorPort(handle, name=name, namespace=namespace)
 
 
+class Joined:
+    """One long call that several callers wait for; a caller that goes away does not end it."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._task is not None
+
+    async def join(self, begin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The result of the one call, which the first caller begins."""
+        if self._task is None:
+            self._task = asyncio.ensure_future(begin())
+        return await asyncio.shield(self._task)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boxes:
     """Ports of the boxes that all workers of a run share."""
@@ -87,17 +113,28 @@ class Boxes:
     report: Any
 
 
-class ReplayActor(ReplayCache):
+class Located:
+    """Says where a box runs; another process id tells that its process was replaced."""
+
+    async def place(self) -> tuple[str, int]:
+        """Ray's id of the node, and the process id on it."""
+        return _this_node(), os.getpid()
+
+
+class ReplayActor(Located, ReplayCache):
     """The replay cache in a process of its own; restores itself from its folder when restarted."""
 
     def __init__(self, spec: RunSpec) -> None:
-        super().__init__(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+        directory = spec.directory / "replay"
+        super().__init__(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
 
 
-class TaskFeedActor(TaskFeed):
-    """The task feed in a process of its own."""
+class TaskFeedActor(Located, TaskFeed):
+    """The task feed in a process of its own, which loads its tasks itself, so that it can be restarted whoever is
+    gone."""
 
-    def __init__(self, spec: RunSpec, tasks: Sequence[Task]) -> None:
+    def __init__(self, spec: RunSpec) -> None:
+        tasks = load_tasks(spec.tasks).train
         super().__init__(tasks, **assembly.task_feed_options(spec, tasks))
 
 
@@ -111,7 +148,7 @@ class RayChunks:
         return await reference
 
 
-class WeightStoreActor(WeightStore):
+class WeightStoreActor(Located, WeightStore):
     """The weight store in a process of its own, on the learner's node; ships versions to the others."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -131,15 +168,19 @@ class WeightStoreActor(WeightStore):
         return await self._shipper.shipped(update)
 
 
-class RewardActor(RewardWorker):
+class RewardActor(Located, RewardWorker):
     """A reward worker and its killable children in a process of its own."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(spec.reward)
 
 
-class RolloutActor:
-    """A rollout worker, its engine and its ports in a process of its own."""
+class RolloutActor(Located):
+    """A rollout worker, its engine and its ports in a process of its own.
+
+    `start` and `run` may be called again by whoever takes the place of the first caller: the second call joins what
+    is going on.
+    """
 
     def __init__(self, spec: RunSpec, worker_id: str, boxes: Boxes) -> None:
         spec = assembly.on_this_node(spec)
@@ -155,13 +196,19 @@ class RolloutActor:
             report=boxes.report,
         )
         self._worker: RolloutWorker = assembly.make_rollout_worker(spec, worker_id, ports)
+        self._starting, self._running = Joined(), Joined()
+        self._leaves = False
 
     async def start(self, model_path: str) -> None:
         del model_path  # the folder on the node of the caller
-        await self._worker.start(self._model_path)
+        await self._starting.join(lambda: self._worker.start(self._model_path))
 
     async def run(self, *, sample: bool = True) -> None:
-        await self._worker.run(sample=sample)
+        await self._running.join(lambda: self._worker.run(sample=sample))
+
+    async def leaves(self) -> bool:
+        """Whether it was told to drain."""
+        return self._leaves
 
     async def evaluate(self, tasks: Sequence[Task], **options: Any) -> Any:
         return await self._worker.evaluate(tasks, **options)
@@ -170,22 +217,21 @@ class RolloutActor:
         return await self._worker.stats()
 
     async def drain(self) -> None:
+        self._leaves = True
         await self._worker.drain()
 
     async def close(self) -> None:
         await self._worker.close()
 
 
-class LearnerRankActor:
+class LearnerRankActor(Located):
     """A rank of the learner group; rank 0 also leads."""
 
     def __init__(self, spec: RunSpec, rank: int) -> None:
         self._spec, self._rank = assembly.on_this_node(spec), rank
         self._own: LearnerRank | None = None
         self._leader: LearnerWorker | None = None
-
-    def node(self) -> str:
-        return _this_node()
+        self._running = Joined()
 
     def free_address(self) -> str:
         """Where the ranks can meet: a free port of this node."""
@@ -221,7 +267,15 @@ class LearnerRankActor:
         return await getattr(self._own, method)(*args)
 
     async def on_leader(self, method: str, *args: Any) -> Any:
+        """One call of the leader's loop; `run` joins the loop that is going on already."""
+        if method == "run":
+            assert self._leader is not None
+            return await self._running.join(self._leader.run)
         return await getattr(self._leader, method)(*args)
+
+    async def trains(self) -> bool:
+        """Whether the leader's loop has begun."""
+        return self._running.has_begun
 
 
 class RemoteRank:
@@ -254,8 +308,8 @@ def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort:
     return _named(ReplayActor, "replay", namespace, spec, node=node)
 
 
-def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task], node: str) -> ActorPort:
-    return _named(TaskFeedActor, "tasks", namespace, spec, tasks, node=node)
+def spawn_task_feed(spec: RunSpec, namespace: str, node: str) -> ActorPort:
+    return _named(TaskFeedActor, "tasks", namespace, spec, node=node)
 
 
 def spawn_weight_store(spec: RunSpec, namespace: str, node: str) -> ActorPort:
@@ -272,6 +326,8 @@ def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: B
     actor = ray.remote(RolloutActor).options(
         name=worker_id,
         namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
         num_cpus=rollout.num_cpus_per_worker,
         num_gpus=rollout.num_gpus_per_worker,
         runtime_env={"env_vars": _threads(rollout.engine.threads)},
@@ -281,9 +337,10 @@ def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: B
 
 @dataclass(frozen=True, slots=True)
 class LearnerGroup:
-    """Ranks that have their resources and no model yet. What the run keeps on disk lies on the node of rank 0."""
+    """Ranks that have their resources. What the run keeps on disk lies on the node of rank 0."""
 
     spec: RunSpec
+    namespace: str
     ranks: tuple[Any, ...]
     node: str
 
@@ -295,17 +352,75 @@ class LearnerGroup:
         await first.lead.remote(others, boxes)
         return RemoteLeader(first)
 
+    async def trains(self) -> bool:
+        """Whether all ranks answer and their leader's loop has begun."""
+        return await self.is_whole() and await self.ranks[0].trains.remote()
 
-async def place_learner(spec: RunSpec, namespace: str, num_gpus_per_rank: float = 0) -> LearnerGroup:
-    """First of all boxes: its resources decide where those go that share files with it."""
+    async def is_whole(self) -> bool:
+        """Whether all ranks answer; a rank whose model is loading does not yet."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await asyncio.gather(*(rank.place.remote() for rank in self.ranks))
+        except (*LOST, TimeoutError):
+            return False
+        return True
+
+    async def pids(self) -> dict[str, int]:
+        places = await asyncio.gather(*(rank.place.remote() for rank in self.ranks))
+        return {f"learner-{rank}": pid for rank, (_, pid) in enumerate(places)}
+
+    async def end(self) -> None:
+        """Kills every rank and waits until their names are free."""
+        await asyncio.gather(*(end_actor(f"learner-{rank}", self.namespace) for rank in range(len(self.ranks))))
+
+
+async def place_learner(
+    spec: RunSpec, namespace: str, num_gpus_per_rank: float = 0, *, node: str | None = None
+) -> LearnerGroup:
+    """First of all boxes: its resources decide where those go that share files with it. Ranks that are there already
+    are taken over.
+
+    Args:
+        node: of rank 0, where the run's files lie already; None lets Ray choose.
+    """
     env = {"env_vars": _threads(spec.learner.threads_per_rank)}
-    ranks = tuple(
-        ray.remote(LearnerRankActor)
-        .options(name=f"learner-{rank}", namespace=namespace, num_cpus=1, num_gpus=num_gpus_per_rank, runtime_env=env)
-        .remote(spec, rank)
-        for rank in range(spec.learner.num_ranks)
-    )
-    return LearnerGroup(spec, ranks, await ranks[0].node.remote())
+    ranks = []
+    for rank in range(spec.learner.num_ranks):
+        where = {"scheduling_strategy": _only_on(node)} if node is not None and rank == 0 else {}
+        actor = ray.remote(LearnerRankActor).options(
+            name=f"learner-{rank}",
+            namespace=namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=1,
+            num_gpus=num_gpus_per_rank,
+            runtime_env=env,
+            **where,
+        )
+        ranks.append(actor.remote(spec, rank))
+    place, _ = await ranks[0].place.remote()
+    return LearnerGroup(spec, namespace, tuple(ranks), place)
+
+
+async def end_actor(name: str, namespace: str) -> None:
+    """Kills the actor of a name, where there is one, and waits until the name is free."""
+    with suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace))
+    while is_named(name, namespace):  # noqa: ASYNC110 - Ray sets no event
+        await asyncio.sleep(0.1)
+
+
+def is_named(name: str, namespace: str) -> bool:
+    try:
+        ray.get_actor(name, namespace)
+    except ValueError:
+        return False
+    return True
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a process of the run is gone, also when another process was the one that noticed."""
+    return isinstance(error, LOST) or (isinstance(error, RayTaskError) and isinstance(error.cause, LOST))
 
 
 async def preload_experts(replay: ActorPort, groups: Sequence[Group], chunk: int = 512) -> None:
@@ -337,9 +452,19 @@ def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
 
 
 def _named(cls: type, name: str, namespace: str, *args: Any, node: str | None = None) -> ActorPort:
+    """A box that keeps its state on disk, or none: Ray restarts it where it died, and it lives on when the supervisor
+    does not. One that is there already is taken over."""
     where = {} if node is None else {"scheduling_strategy": _only_on(node)}
     actor = ray.remote(cls).options(
-        name=name, namespace=namespace, num_cpus=0, runtime_env={"env_vars": _threads(1)}, **where
+        name=name,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=MAX_CALLS,
+        num_cpus=0,
+        runtime_env={"env_vars": _threads(1)},
+        **where,
     )
     return ActorPort(actor.remote(*args), name=name, namespace=namespace)
 

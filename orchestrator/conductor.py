@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from actors.rollout_worker import PinnedEvaluation
-from actors.run_checkpoint import RestorePoint
+from actors.run_checkpoint import RestorePoint, newest_restore_point
 from orchestrator.config import RunConfig
 from orchestrator.evaluation import summarise
 from orchestrator.fleet import RolloutFleet, RolloutSource
 from orchestrator.quietly import quietly
 from orchestrator.recorder import RunRecorder
+from orchestrator.run_files import RunFiles
+from orchestrator.services import LocatedBox, ServiceWatch
 from rewards.task import Task
 
 POLL_S = 1.0
 """How often the boxes are asked for their numbers."""
+ANSWER_S = 5.0
+"""Longest wait for the numbers of one box; one that is away is asked again at the next poll."""
 NUM_SLOWEST = 16
 """Samples listed in the summary because their verdicts took longest."""
 
@@ -35,6 +40,25 @@ class LearnerBox(Protocol):
     async def export(self, folder: str) -> None: ...
 
     async def request_stop(self) -> None: ...
+
+
+class LearnerSource(Protocol):
+    """Where a learner group comes from when one is lost: this process, or a cluster."""
+
+    async def is_lost(self, error: BaseException) -> bool:
+        """Whether this error of the learner's loop means that a rank is gone, so that another group may go on."""
+        ...
+
+    async def end(self) -> None:
+        """Ends what is left of the lost group: none of its calls arrives after this."""
+
+    async def start(self) -> LearnerBox:
+        """A group in its place, with the model the run began with."""
+        ...
+
+    async def pids(self) -> dict[str, int]:
+        """Process ids of the ranks by name; empty when they have no processes of their own."""
+        ...
 
 
 class ReplayBox(Protocol):
@@ -71,10 +95,13 @@ class RunParts:
     tasks: FeedBox
     replay: ReplayBox
     learner: LearnerBox
+    learners: LearnerSource
     rollouts: RolloutSource
     scoring: Sequence[ScoringBox]
     heldout: Sequence[Task]
     max_respawns: int = 5
+    services: Mapping[str, LocatedBox] = field(default_factory=dict)
+    """Boxes in processes of their own that come back by themselves."""
 
 
 class TooManyUnscoredSamplesError(RuntimeError):
@@ -90,6 +117,7 @@ class Conductor:
         self._evaluated_steps: set[int] = set()
         self._alarms: set[tuple[str, str]] = set()
         self._stopping = False
+        self._num_rebuilds = 0
         self._fleet = RolloutFleet(
             [f"rollout-{i}" for i in range(config.rollout.num_workers)],
             parts.rollouts,
@@ -128,7 +156,7 @@ class Conductor:
     async def stop(self) -> None:
         """Ends the run after the step in flight, with a checkpoint."""
         self._stopping = True
-        await self._parts.learner.request_stop()
+        await quietly(self._parts.learner.request_stop())  # one that is just being replaced is told when it is there
         await self._parts.replay.finish()
 
     @property
@@ -146,22 +174,31 @@ class Conductor:
     # -- phases -------------------------------------------------------------------------------------------------
 
     async def _start(self, restore: RestorePoint | None) -> None:
-        parts = self._parts
-        if restore is None:  # also when a run died before its first checkpoint: it starts over
-            await parts.replay.rollback(0, {})
-        else:
-            await parts.replay.rollback(restore.step, restore.batches)
-            await parts.learner.restore(str(restore.folder), restore.step, restore.batches)
-        await parts.learner.publish()
+        await self._rolled_back(restore)
+        await self._restored(restore)
         await self._fleet.start()
+
+    async def _rolled_back(self, restore: RestorePoint | None) -> None:
+        """The replay cache's history goes on from a checkpoint; without one it starts over."""
+        step, batches = (0, {}) if restore is None else (restore.step, restore.batches)
+        await self._parts.replay.rollback(step, batches)
+
+    async def _restored(self, restore: RestorePoint | None) -> None:
+        learner = self._parts.learner
+        if restore is not None:
+            await learner.restore(str(restore.folder), restore.step, restore.batches)
+        await learner.publish()
+        if pids := await self._parts.learners.pids():
+            await self._recorder.event("learner_runs", {"pids": pids})
 
     async def _train(self) -> int:
         """Learner and rollout loops side by side until the learner is through."""
         parts, fleet = self._parts, self._fleet
         await self._collect()
         self._recorder.training_began()
-        learner = asyncio.ensure_future(parts.learner.run())
-        others = [asyncio.ensure_future(fleet.serve()), asyncio.ensure_future(self._watch())]
+        learner = asyncio.ensure_future(self._learn())
+        watch = ServiceWatch(parts.services, parts.rollouts.lost, self._recorder)
+        others = [asyncio.ensure_future(loop) for loop in (fleet.serve(), self._watch(), watch.run())]
         try:
             await asyncio.wait({learner, *others}, return_when=asyncio.FIRST_COMPLETED)
             for ended in (task for task in others if task.done() and not learner.done()):
@@ -171,12 +208,41 @@ class Conductor:
             self._recorder.training_ended()
             return steps
         finally:
-            for task in (learner, others[1]):
+            for task in (learner, *others[1:]):
                 task.cancel()
             await quietly(parts.replay.finish())
             await fleet.finish()
             await asyncio.gather(*others, return_exceptions=True)
             await self._collect()
+
+    async def _learn(self) -> int:
+        """The learner's loop, and that of each group in the place of one that lost a rank; the committed steps."""
+        error: Exception | None = None
+        while True:
+            try:
+                if error is not None:
+                    await self._replace_learner(error)
+                return await self._parts.learner.run()
+            except Exception as fault:
+                if self._num_rebuilds >= self._parts.max_respawns or not await self._parts.learners.is_lost(fault):
+                    raise
+                self._num_rebuilds += 1
+                error = fault
+
+    async def _replace_learner(self, error: Exception) -> None:
+        """Another group goes on from the newest intact checkpoint. Rollout workers sample meanwhile, up to the bound
+        that the replay cache sets; what they store stays."""
+        parts, recorder, began = self._parts, self._recorder, time.monotonic()
+        await recorder.event("learner_lost", {"step": recorder.step, "error": repr(error)[:500]})
+        await parts.learners.end()
+        restore = await asyncio.to_thread(newest_restore_point, RunFiles(self._run_dir).checkpoints)
+        await self._rolled_back(restore)
+        parts.learner = await parts.learners.start()
+        await self._restored(restore)
+        if self._stopping:
+            await parts.learner.request_stop()
+        details = {"step": 0 if restore is None else restore.step, "seconds": time.monotonic() - began}
+        await recorder.event("learner_replaced", details)
 
     async def _watch(self) -> None:
         """Polls numbers, triggers evaluations, and stops a run whose rewards keep failing."""
@@ -190,22 +256,20 @@ class Conductor:
                 self._evaluations.add(asyncio.ensure_future(self._evaluate(due)))
 
     async def _collect(self) -> None:
+        """The newest numbers of every box that answers."""
         parts, recorder = self._parts, self._recorder
-        stats = await quietly(parts.replay.stats())
-        if stats:
-            recorder.waits(stats.get("waits", {}))
-            await recorder.report("replay", _numbers(stats))
-        if values := await quietly(parts.tasks.stats()):
-            await recorder.report("tasks", values)
-        for name, worker in list(self._fleet.workers.items()):
-            if values := await quietly(worker.stats()):
-                await recorder.report(name, values)
-        for index, box in enumerate(parts.scoring):
-            values = await quietly(box.stats())
-            if values:
+        boxes = {"replay": parts.replay, "tasks": parts.tasks, **self._fleet.workers}
+        boxes |= {f"reward-{index}": box for index, box in enumerate(parts.scoring)}
+        answers = await asyncio.gather(*(quietly(asyncio.wait_for(box.stats(), ANSWER_S)) for box in boxes.values()))
+        for name, values in zip(boxes, answers, strict=True):
+            if not values:
+                continue
+            if name == "replay":
+                recorder.waits(values.get("waits", {}))
+            elif name.startswith("reward-"):
                 self._check_unscored(values)
-                await self._tell_alarms(f"reward-{index}", values.get("alarms", {}))
-                await recorder.report(f"reward-{index}", _numbers(values))
+                await self._tell_alarms(name, values.get("alarms", {}))
+            await recorder.report(name, _numbers(values))
 
     async def _tell_alarms(self, worker: str, alarms: Mapping[str, str]) -> None:
         """An event for each alarm that began to ring."""

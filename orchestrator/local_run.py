@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from actors.assembly import (
     make_weight_store,
 )
 from actors.engines.protocol import EngineError
-from actors.learner_worker import LearnerPorts, LearnerWorker
+from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker
 from actors.model_store import resolve_model
 from actors.pools import ScorePool
 from actors.rollout_worker import RolloutPorts, RolloutWorker
@@ -65,20 +66,45 @@ async def build_local_parts(
     checkpointer = RunCheckpointer(
         files.checkpoints, {"replay": replay, "tasks": feed}, keep=spec.checkpoint_keep, config_json=spec.config_json
     )
-    ports = LearnerPorts(
-        ranks=(make_learner_rank(spec),), replay=replay, publish=store, checkpoint=checkpointer, report=recorder
-    )
+    ports = LearnerPorts(ranks=(), replay=replay, publish=store, checkpoint=checkpointer, report=recorder)
+    learners = LocalLearners(spec, ports)
     pool = ScorePool(scoring, hedge_after_s=spec.reward.hedge_worker_after_s)
     rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=pool, weights=store, report=recorder)
     return RunParts(
         model_path=spec.model_path,
         tasks=feed,
         replay=replay,
-        learner=LearnerWorker(make_learner_plan(spec), ports),
+        learner=await learners.start(),
+        learners=learners,
         rollouts=LocalRollouts(spec, rollout_ports),
         scoring=scoring,
         heldout=tasks.heldout,
     )
+
+
+class LocalLearners:
+    """LearnerSource of this process: one rank, lost when its process would have died."""
+
+    lost: tuple[type[BaseException], ...] = ()
+    """What stands for a death here; tests that inject one name it."""
+
+    def __init__(self, spec: RunSpec, ports: LearnerPorts) -> None:
+        self._spec, self._ports = spec, ports
+        self._rank: LearnerRank | None = None
+
+    async def is_lost(self, error: BaseException) -> bool:
+        return isinstance(error, self.lost)
+
+    async def end(self) -> None:
+        if self._rank is not None:
+            await self._rank.close()
+
+    async def pids(self) -> dict[str, int]:
+        return {}
+
+    async def start(self) -> LearnerWorker:
+        self._rank = make_learner_rank(self._spec)
+        return LearnerWorker(make_learner_plan(self._spec), replace(self._ports, ranks=(self._rank,)))
 
 
 class LocalRollouts:

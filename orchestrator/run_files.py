@@ -85,6 +85,7 @@ def make_spec(config: RunConfig, files: RunFiles, model_path: Path, incarnation:
         learner=config.learner,
         weights=config.weights,
         reward=config.reward,
+        tasks=config.tasks,
         system_prompt=config.tasks.system_prompt,
         num_steps=config.num_steps,
         max_minutes=config.max_minutes,

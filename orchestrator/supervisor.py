@@ -21,6 +21,9 @@ from actors.spawn import (
     LOST,
     ActorPort,
     Boxes,
+    LearnerGroup,
+    end_actor,
+    is_lost,
     place_learner,
     preload_experts,
     spawn_replay,
@@ -35,6 +38,7 @@ from orchestrator.fleet import FleetSizeError, RolloutBox
 from orchestrator.recorder import RunRecorder
 from orchestrator.resources import learner_gpus_per_rank, missing_for
 from orchestrator.run_files import RunFiles
+from orchestrator.services import LocatedBox
 from orchestrator.tracking import Tracker
 from rewards.task import TaskSet
 from rewards.tasks import load_tasks
@@ -102,30 +106,66 @@ class RunSupervisor:
 
     async def _spawn(self, tasks: TaskSet) -> RunParts:
         spec, namespace = self._spec, self._namespace
-        learner = await place_learner(spec, namespace, num_gpus_per_rank=learner_gpus_per_rank(self._config))
+        num_gpus = learner_gpus_per_rank(self._config)
+        learner = await place_learner(spec, namespace, num_gpus)
         replay = spawn_replay(spec, namespace, learner.node)
         boxes = Boxes(
-            tasks=spawn_task_feed(spec, namespace, tasks.train, learner.node),
+            tasks=spawn_task_feed(spec, namespace, learner.node),
             replay=replay,
             weights=spawn_weight_store(spec, namespace, learner.node),
             scoring=tuple(spawn_reward_workers(spec, namespace)),
             report=ActorPort(ray.get_actor(SUPERVISOR, namespace), name=SUPERVISOR, namespace=namespace),
         )
+        learners = ClusterLearners(learner, boxes, num_gpus)
         rollouts = self._rollouts = ClusterRollouts(spec, namespace, boxes)
         rollouts.spawn_ahead([f"rollout-{i}" for i in range(spec.rollout.num_workers)])
         if "expert" in spec.replay.quotas:
             groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
             await preload_experts(replay, groups)
-        leader = await learner.start(boxes)
+        leader = await learners.start()
         return RunParts(
             model_path=spec.model_path,
             tasks=cast(FeedBox, boxes.tasks),
             replay=cast(ReplayBox, replay),
-            learner=cast(LearnerBox, leader),
+            learner=leader,
+            learners=learners,
             rollouts=rollouts,
             scoring=boxes.scoring,
             heldout=tasks.heldout,
+            services=_unretried(boxes, namespace),
         )
+
+
+def _unretried(boxes: Boxes, namespace: str) -> dict[str, LocatedBox]:
+    """The boxes that Ray restarts, by name, for one who wants to know at once when they are away."""
+    names = ["replay", "tasks", "weights", *(f"reward-{i}" for i in range(len(boxes.scoring)))]
+    return {name: cast(LocatedBox, ActorPort(ray.get_actor(name, namespace))) for name in names}
+
+
+class ClusterLearners:
+    """LearnerSource of a Ray cluster. A group that takes another's place begins on the same node, where the run's
+    files are."""
+
+    def __init__(self, group: LearnerGroup, boxes: Boxes, num_gpus_per_rank: float) -> None:
+        self._group: LearnerGroup | None = group
+        self._spec, self._namespace, self._node = group.spec, group.namespace, group.node
+        self._boxes, self._num_gpus = boxes, num_gpus_per_rank
+
+    async def is_lost(self, error: BaseException) -> bool:
+        return is_lost(error) or self._group is None or not await self._group.is_whole()
+
+    async def end(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            await group.end()
+
+    async def pids(self) -> dict[str, int]:
+        return {} if self._group is None else await self._group.pids()
+
+    async def start(self) -> LearnerBox:
+        if self._group is None:
+            self._group = await place_learner(self._spec, self._namespace, self._num_gpus, node=self._node)
+        return cast(LearnerBox, await self._group.start(self._boxes))
 
 
 class ClusterRollouts:
@@ -159,18 +199,7 @@ class ClusterRollouts:
     async def remove(self, name: str) -> None:
         """Frees the worker's name and resources, and kills engine processes it left behind on this node (an orphan
         would hold memory and cores)."""
-        with suppress(ValueError):  # the actor is gone
-            ray.kill(ray.get_actor(name, self._namespace))
         for pid in self._pids.pop(name, []):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        while _is_named(name, self._namespace):  # noqa: ASYNC110 - Ray sets no event
-            await asyncio.sleep(0.1)
-
-
-def _is_named(name: str, namespace: str) -> bool:
-    try:
-        ray.get_actor(name, namespace)
-    except ValueError:
-        return False
-    return True
+        await end_actor(name, self._namespace)

@@ -96,6 +96,25 @@ class Run:
                 raise AssertionError(f"{seen} of {count} {kind}:\n{self.log[-4000:]}")
             time.sleep(0.2)
 
+    def pid_of(self, box: str) -> int:
+        """The process a box runs in, as the newest event tells."""
+        pids: dict[str, int] = {}
+        for line in self.lines("events.jsonl"):
+            match line["kind"]:
+                case "box_runs" | "box_restarted":
+                    pids[line["box"]] = line["pid"]
+                case "engine_started":
+                    pids[line["worker"]] = line["pid"]
+                case "learner_runs":
+                    pids |= line["pids"]
+        return pids[box]
+
+    def kill(self, box: str) -> int:
+        """SIGKILL of the process of one box; its id."""
+        pid = self.pid_of(box)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
     def scale(self, size: str, code: int = 0) -> str:
         """What `braid scale` says, from another process."""
         command = [sys.executable, "-m", "orchestrator.cli", "scale", str(self.folder), size]
