@@ -2,6 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
+JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test test-fast test-cluster test-vllm soak lint format clean
@@ -17,9 +18,10 @@ demo: install
 
 test: install lint test-fast test-cluster test-vllm
 
-# Tier 1: pure and in-process, no Ray.
+# Tier 1: pure and in-process, no Ray; JOBS processes side by side.
 test-fast: install
-	$(PYTEST) -q
+	$(BIN)/braid fetch-model tiny
+	$(PYTEST) -q -n $(JOBS) --dist worksteal
 
 # Tier 2: the real Ray graph with simulated engines.
 test-cluster: install

@@ -100,6 +100,21 @@ def on_this_node(spec: RunSpec) -> RunSpec:
     return replace(spec, model_path=str(resolve_model(spec.model)))
 
 
+def companion_models(config: LearnerConfig) -> dict[str, str]:
+    """Models beside the policy that the learner's settings name, by role."""
+    named = {"reference": config.reference.model, "teacher": config.teacher and config.teacher.model}
+    return {role: model for role, model in named.items() if model is not None}
+
+
+def companion_folders(config: LearnerConfig) -> dict[str, Path]:
+    """Folders, on this node, of `companion_models`.
+
+    Raises:
+        ModelError: one is not here; says how to get it.
+    """
+    return {role: resolve_model(model) for role, model in companion_models(config).items()}
+
+
 def make_renderer(spec: RunSpec) -> Renderer:
     return Renderer(spec.model_path, system_prompt=spec.system_prompt)
 
@@ -161,6 +176,7 @@ def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = No
         spec.terms,
         spec.model_path,
         temperature=spec.rollout.sampling.temperature,
+        companions=companion_folders(spec.learner),
         rank=rank,
         world_size=spec.learner.num_ranks,
         init_method=init_method,

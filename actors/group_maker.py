@@ -184,20 +184,21 @@ def counted(group: Group, action: str) -> dict[str, int]:
 def outcome_of(leased: LeasedTask, decision: Decision, forks: Sequence[Task] = ()) -> Outcome:
     """What the ledger learns of a group: answers of the policy itself, apart by whether they had help."""
     group = decision.group
-    plain = [t.score for t in group.own_members if t.score is not None and not t.sample_context.is_help]
-    helped = [t.score for t in group.own_members if t.score is not None and t.sample_context.is_help]
-    scores = [*plain, *helped]
+    scored = [t for t in group.own_members if t.score is not None]
+    plain = [t for t in scored if not t.sample_context.is_help]
+    helped = [t for t in scored if t.sample_context.is_help]
+    scores = [t.score for t in scored if t.score is not None]
     return Outcome(
         lease_id=leased.lease_id,
         group_id=group.group_id,
         prompt_id=group.prompt_id,
         num_scored=len(plain),
-        num_correct=sum(s > 0 for s in plain),
+        num_correct=sum(t.is_right for t in plain),
         mean_score=sum(scores) / len(scores) if scores else None,
         version=group.oldest_version,
         fate=decision.fate,
         helped_scored=len(helped),
-        helped_correct=sum(s > 0 for s in helped),
+        helped_correct=sum(t.is_right for t in helped),
         context=group.context,
         history=group.history,
         is_retired=decision.is_retired,

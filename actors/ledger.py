@@ -22,7 +22,7 @@ class LedgerRow:
 
     Attributes:
         groups: finished groups, dropped ones included.
-        attempts: answers that were scored; `successes` of them with a score above 0.
+        attempts: answers that were scored; `successes` of them right.
         last_rate: successes per scored answer in the newest policy version's latest group; None before a score.
         last_version: the oldest version that sampled that group; None for frozen sources.
         stage: level of a curriculum, 0 at first.

@@ -65,7 +65,7 @@ class Outcome:
     """What became of a leased task: updates the prompt ledger once per group.
 
     Attributes:
-        num_scored, num_correct: answers of the policy without help; of them right ones.
+        num_scored, num_correct: answers of the policy without help; of them right ones, as the success component says.
         mean_score: reward units, over all scored answers of the policy.
         helped_scored, helped_correct: the same of answers with help in their prompt.
         context: what the group was sampled in.

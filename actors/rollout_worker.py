@@ -319,8 +319,7 @@ class RolloutWorker:
         if not self._config.drop_greedily_solved:
             return None
         probe = await self._maker.sample(replace(leased, context=PLAIN), ticket, 1, -1, temperature=0.0)
-        score = probe.scores[0]
-        return probe if score is not None and score > 0 else None
+        return probe if probe.trajectories[0].is_right else None
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -373,5 +372,5 @@ class RolloutWorker:
 
 
 def _share_right(tasks: Sequence[EvaluatedTask]) -> float:
-    scores = [v.score for task in tasks for v in task.verdicts if v.score is not None]
-    return sum(score > 0 for score in scores) / len(scores) if scores else 0.0
+    scored = [v for task in tasks for v in task.verdicts if v.score is not None]
+    return sum(v.is_right for v in scored) / len(scored) if scored else 0.0

@@ -34,6 +34,7 @@ class ScoredBatch:
         groups: [n] int64, members of one group have one number.
         lengths: [n] int64 tokens that would be trained.
         components: [n] each, parts of the scores by name; NaN where a member has no such part.
+        fresh: [n] bool, answers the policy itself has just sampled; None: all of them.
     """
 
     scores: Float64Array
@@ -41,6 +42,7 @@ class ScoredBatch:
     groups: Int64Array
     lengths: Int64Array
     components: Mapping[str, Float64Array] = field(default_factory=dict)
+    fresh: BoolArray | None = None
 
 
 AdvantageFunction = Callable[..., Float64Array]
@@ -320,6 +322,41 @@ def component_relative(batch: ScoredBatch) -> Float64Array:
     return whitened_over_tokens(total, batch)
 
 
+def label_smoothed(batch: ScoredBatch) -> Float64Array:
+    """`group_relative`, where a label counts as the mean of the policy's own answers once one of them is as good.
+
+    So a label teaches what the policy cannot do yet, and nothing of what it can. For groups that hold a label beside
+    fresh answers, which are compared together.
+
+    Source: ViSurf, arXiv:2510.10606, second-hand.
+    """
+    scores = batch.scores.copy()
+    fresh = np.ones(len(scores), np.bool_) if batch.fresh is None else batch.fresh
+    for group in np.unique(batch.groups):
+        members = (batch.groups == group) & batch.compared
+        own, labels = members & fresh, members & ~fresh
+        if own.any():
+            reached = labels & (np.where(labels, scores, np.inf) <= batch.scores[own].max())
+            scores[reached] = batch.scores[own].mean()
+    return in_groups(batch, group_relative, scores)
+
+
+def shortest_right(batch: ScoredBatch, *, min_rate: float = 0.0, correct_from: float = 1.0) -> Float64Array:
+    """1 for the shortest answer of a group that scores at least `correct_from`, if more than the share `min_rate` of
+    its answers does; all others are left out, also of the denominators. The first of several equally short ones.
+
+    Source: SOPHIA, arXiv:2507.16814, section 4: the share of right answers after one caption is the caption's reward.
+    """
+    advantages = np.full(len(batch.scores), np.nan)
+    right = in_groups(batch, score) >= correct_from
+    for group in np.unique(batch.groups):
+        members = (batch.groups == group) & batch.compared
+        kept = np.flatnonzero(members & right)
+        if len(kept) > min_rate * np.count_nonzero(members):
+            advantages[kept[np.argmin(batch.lengths[kept])]] = 1.0
+    return advantages
+
+
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
     **{name: _of_groups(operation) for name, operation in GROUP_OPERATIONS.items()},
     "best_over_second": _of_groups(best_over_second),
@@ -336,6 +373,8 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "sign_weighted": sign_weighted,
     "outliers_removed": outliers_removed,
     "component_relative": component_relative,
+    "label_smoothed": label_smoothed,
+    "shortest_right": shortest_right,
 }
 """Values of `Term.advantage`: [n] advantages of a `ScoredBatch`; keyword-only parameters are its options."""
 

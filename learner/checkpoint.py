@@ -79,12 +79,15 @@ def _state(trainer: Trainer) -> dict[str, Any]:
     trained = {name: p for name, p in trainer.policy.named_parameters() if p.requires_grad}
     for parameter in trained.values():
         _materialise_moments(trainer.optimizer, parameter)
-    return {
+    state: dict[str, Any] = {
         "model": {name: p.detach() for name, p in trained.items()},
         "optimizer": {name: dict(trainer.optimizer.state[p]) for name, p in trained.items()},
         "steps_done": torch.tensor(trainer.steps_done),
         _rng_key(trainer): torch.get_rng_state(),
     }
+    if trainer.reference is not None and trainer.config.resets.moves_reference:
+        state["reference"] = {name: p.detach() for name, p in trainer.reference.named_parameters()}
+    return state
 
 
 def _materialise_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from learner.companions.config import ReferenceConfig, ResetConfig, TeacherConfig
 from learner.losses.config import (
     ClippedSurrogate,
     ContrastivePolicyGradient,
@@ -14,6 +15,8 @@ from learner.losses.config import (
     CovariancePenaltySurrogate,
     DivergenceMaskedPolicyGradient,
     EntropyBonus,
+    EntropyWeightedLikelihood,
+    EntropyWeightedPolicyGradient,
     GeometricMeanSurrogate,
     GroupPreference,
     GroupRegression,
@@ -28,6 +31,8 @@ from learner.losses.config import (
     Need,
     NegativeLogLikelihood,
     OddsRatioPreference,
+    OneTokenRollout,
+    OnPolicyDistillation,
     OptimalBaselineGradient,
     OutcomeClassification,
     PairwisePreference,
@@ -44,6 +49,7 @@ from learner.losses.config import (
     ShapedRatio,
     SoftGateSurrogate,
     SquaredLogRatio,
+    TeacherDivergence,
     WeightedPolicyGradient,
 )
 from rewards.config import Section, SourceName
@@ -57,6 +63,8 @@ __all__ = [
     "CovariancePenaltySurrogate",
     "DivergenceMaskedPolicyGradient",
     "EntropyBonus",
+    "EntropyWeightedLikelihood",
+    "EntropyWeightedPolicyGradient",
     "GeometricMeanSurrogate",
     "GroupPreference",
     "GroupRegression",
@@ -73,6 +81,8 @@ __all__ = [
     "Need",
     "NegativeLogLikelihood",
     "OddsRatioPreference",
+    "OnPolicyDistillation",
+    "OneTokenRollout",
     "OptimalBaselineGradient",
     "OptimizerConfig",
     "OutcomeClassification",
@@ -84,14 +94,18 @@ __all__ = [
     "RatioSurrogate",
     "RatioVariance",
     "RecentredSurrogate",
+    "ReferenceConfig",
     "RehearsalDivergence",
     "Rejection",
+    "ResetConfig",
     "Schedule",
     "SequenceSurrogate",
     "ShapedLikelihood",
     "ShapedRatio",
     "SoftGateSurrogate",
     "SquaredLogRatio",
+    "TeacherConfig",
+    "TeacherDivergence",
     "Term",
     "WeightedPolicyGradient",
 ]
@@ -218,6 +232,8 @@ AdvantageName = Literal[
     "sign_weighted",
     "outliers_removed",
     "component_relative",
+    "label_smoothed",
+    "shortest_right",
 ]
 
 
@@ -348,7 +364,28 @@ class LearnerConfig(Section):
     """AdamW and its learning rate."""
     lora: LoRAConfig | None = None
     """Train adapters only; None trains all weights."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Which frozen policy terms compare with."""
+    teacher: TeacherConfig | None = None
+    """Whom distillation terms learn from."""
+    resets: ResetConfig = ResetConfig()
+    """When reference and optimizer start afresh."""
     max_skipped_steps: int = Field(default=3, ge=0)
     """Consecutive NaN steps after which the run stops instead of skipping on."""
     seed: int = 0
     """Seeds torch in each rank."""
+
+    @property
+    def supplies(self) -> frozenset[Need]:
+        """What a learner with these settings can give to a loss."""
+        teacher = frozenset[Need]({"teacher_logprobs", "divergence"} if self.teacher is not None else ())
+        return frozenset[Need]({"behavior_logprobs", "reference_logprobs", "entropy", "scores"}) | teacher
+
+    @model_validator(mode="after")
+    def _reference_can_move(self) -> LearnerConfig:
+        if self.lora is not None and self.resets.moves_reference:
+            raise ValueError(
+                "learner.resets.reference=true with learner.lora: the reference is the model below the adapters, which "
+                "never moves. Set learner.resets.reference=false, or train all weights"
+            )
+        return self

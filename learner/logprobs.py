@@ -63,19 +63,133 @@ def vocabulary_measures(
         chunk_tokens: bound on the logits that exist at once, in rows of V.
 
     Returns:
-        [3, M] fp32: sum of squared probabilities, largest log-prob (nats), kept mass.
+        [4, M] fp32: sum of squared probabilities, largest log-prob (nats), kept mass, entropy (nats).
     """
-    measures = torch.empty(3, len(hidden), device=hidden.device)
+    measures = torch.empty(4, len(hidden), device=hidden.device)
     for start in range(0, len(hidden), chunk_tokens):
         rows = slice(start, start + chunk_tokens)
         log_probs = _tile_logits(hidden[rows], weight, temperature, None).log_softmax(1)
         largest = log_probs.amax(1)
         kept = log_probs >= (largest + math.log(floor))[:, None]
-        probabilities = log_probs.exp_()
+        probabilities = log_probs.exp()
+        measures[3, rows] = -(probabilities * log_probs).sum(1)
         measures[0, rows] = probabilities.square().sum(1)
         measures[1, rows] = largest
         measures[2, rows] = torch.where(kept, probabilities, 0.0).sum(1)
     return measures
+
+
+def vocabulary_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    *,
+    mixture: float,
+    temperature: float = 1.0,
+    chunk_tokens: int = 256,
+) -> Tensor:
+    """Generalised Jensen-Shannon divergence between two next-token distributions, with gradient in the first.
+
+    S, T: softmax of the logits of policy and teacher;  M = (1 - mixture) S + mixture T
+    D = mixture KL(T || M) + (1 - mixture) KL(S || M);  mixture 0: KL(T || S), mixture 1: KL(S || T)
+
+    Works through tiles of the vocabulary; of heads of different length the common first rows count, as some models
+    pad the vocabulary with rows no token has.
+
+    Args:
+        hidden: [M, H]; weight: [V, H] of the policy.
+        teacher_hidden: [M, H']; teacher_weight: [V', H'], without gradient.
+        chunk_tokens: bound on the logits of each model that exist at once, in rows of V.
+
+    Returns:
+        [M] fp32 nats. First derivatives only.
+
+    Source: GKD, arXiv:2306.13649; the special cases at 0 and 1 as in its implementations.
+    """
+    if len(hidden) == 0:
+        return hidden.float().sum(1) + weight.float().sum() * 0.0
+    common = min(len(weight), len(teacher_weight))
+    arguments = (hidden, weight[:common], teacher_hidden.detach(), teacher_weight.detach()[:common])
+    return _TiledDivergence.apply(*arguments, mixture, temperature, chunk_tokens)
+
+
+class _TiledDivergence(torch.autograd.Function):
+    """d z = S (g - sum S g) with g = dD/dS:
+    -T / S at mixture 0, ln S - ln T at 1, else (1 - mixture) (ln S - ln M)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        teacher_hidden: Tensor,
+        teacher_weight: Tensor,
+        mixture: float,
+        temperature: float,
+        chunk_tokens: int,
+    ) -> Tensor:
+        models = ((hidden, weight), (teacher_hidden, teacher_weight))
+        budget = chunk_tokens * len(weight)
+        if hidden.device.type == "cpu":
+            budget = min(budget, MAX_CPU_TILE_ELEMENTS)
+        width = max(16, min(len(weight), budget // len(hidden)))
+        tiles = [slice(start, start + width) for start in range(0, len(weight), width)]
+        running = [_RunningSoftmax(len(hidden), hidden.device, with_entropy=False) for _ in models]
+        for tile in tiles:
+            for softmax, (states, head) in zip(running, models, strict=True):
+                logits = _tile_logits(states, head[tile], temperature, None)
+                softmax.add(logits, torch.empty_like(logits))
+        normalizers = []
+        for softmax in running:
+            maximum, log_sum, _ = softmax.finish()
+            normalizers.append(maximum + log_sum)
+        divergence = torch.zeros(len(hidden), device=hidden.device)
+        expected = torch.zeros_like(divergence)
+        for tile in tiles:
+            own, theirs = (
+                _tile_logits(states, head[tile], temperature, None).sub_(normalizer[:, None])
+                for normalizer, (states, head) in zip(normalizers, models, strict=True)
+            )
+            part, slope = _divergence_of_tile(own, theirs, mixture)
+            divergence += part
+            expected += slope.sum(1)
+        ctx.save_for_backward(*(t for model in models for t in model), *normalizers, expected)
+        ctx.tiles, ctx.mixture, ctx.temperature = tiles, mixture, temperature
+        return divergence
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, teacher_hidden, teacher_weight, own_normalizer, their_normalizer, expected = ctx.saved_tensors
+        grad_hidden = torch.zeros(hidden.shape, device=hidden.device) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        for tile in ctx.tiles:
+            own = _tile_logits(hidden, weight[tile], ctx.temperature, None).sub_(own_normalizer[:, None])
+            theirs = _tile_logits(teacher_hidden, teacher_weight[tile], ctx.temperature, None)
+            theirs.sub_(their_normalizer[:, None])
+            _, slope = _divergence_of_tile(own, theirs, ctx.mixture)
+            grad_logits = (slope - own.exp() * expected[:, None]) * (grads[0] / ctx.temperature)[:, None]
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                _add_product(grad_hidden, grad_logits, weight[tile].to(hidden.dtype))
+            if grad_weight is not None:
+                _write_product(grad_weight[tile], grad_logits.T, hidden)
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, *[None] * 5
+
+
+def _divergence_of_tile(own: Tensor, theirs: Tensor, mixture: float) -> tuple[Tensor, Tensor]:
+    """[M] the tile's part of the divergence and [M, v] S g, from log-probs."""
+    if mixture == 0.0:
+        teacher = theirs.exp()
+        return (teacher * (theirs - own)).sum(1), -teacher
+    if mixture == 1.0:
+        slope = own.exp() * (own - theirs)
+        return slope.sum(1), slope
+    joint = torch.logaddexp(own + math.log(1.0 - mixture), theirs + math.log(mixture))
+    slope = (1.0 - mixture) * own.exp() * (own - joint)
+    return (mixture * theirs.exp() * (theirs - joint) + slope).sum(1), slope
 
 
 class _Tiles:

@@ -15,6 +15,8 @@ Two stages keep the result independent of packing, micro-batch size and number o
        behavior_logprobs     [N] nats, NaN where unknown          if "behavior_logprobs" in objective.needs
        entropy               [N] nats, with gradient              if "entropy" in objective.needs
        reference_logprobs    [N] nats                             if "reference_logprobs" in objective.needs
+       teacher_logprobs      [N] nats                             if "teacher_logprobs" in objective.needs
+       divergence            [N] nats to the teacher, with gradient  if "divergence" in objective.needs
        proximal_logprobs     [N] nats, policy at the start of the update, optional: a batch that is used for one
                              update starts it at `logprobs`, so these are taken, without gradient, where it is missing
        {label}/{column}      [N] what `learner.statistics` makes of all tokens, for a term whose loss has a statistic
@@ -42,7 +44,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import ADVANTAGES, Float64Array, ScoredBatch
-from learner.config import Need, ProtectedSurrogate, Term
+from learner.config import Need, ProtectedSurrogate, TeacherDivergence, Term
 from learner.corrections import correction_weights
 from learner.losses.table import LOSSES
 from learner.ratios import effective_sample_fraction, mismatch_metrics
@@ -108,6 +110,12 @@ class BatchPlan:
                 columns[f"{term.label}/advantages"] = term.advantages
         return columns
 
+    def spread(self, values: Float64Array) -> tuple[Float32Array, ...]:
+        """A column from [num_trained_tokens] values of the trained tokens in order; NaN elsewhere."""
+        flat = np.full(sum(map(len, self.trained)), np.nan, np.float32)
+        flat[np.concatenate(self.trained)] = values
+        return tuple(np.split(flat, np.cumsum([len(mask) for mask in self.trained])[:-1]))
+
     @property
     def num_trained_tokens(self) -> int:
         """Tokens of the whole batch that at least one term uses."""
@@ -125,6 +133,11 @@ class Objective:
         for label, term in zip(self._labels, self._terms, strict=True):
             _check_advantage_options(label, term)
         _refuse_two_floors(self._terms)
+        if len(_mixtures(self._terms)) > 1:
+            raise ValueError(
+                f"terms of teacher_divergence ask for mixtures {_mixtures(self._terms)}, but one divergence is "
+                "computed: give them the same mixture"
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -143,6 +156,11 @@ class Objective:
         readers = [term.loss for term in self._terms if term.loss.reads_vocabulary]
         floors = [loss.min_ratio for loss in readers if isinstance(loss, ProtectedSurrogate)]
         return (floors or [1.0])[0] if readers else None
+
+    @property
+    def teacher_mixture(self) -> float | None:
+        """`mixture` of the terms that compare whole distributions with a teacher's; None: there are none."""
+        return next(iter(_mixtures(self._terms)), None)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -187,7 +205,10 @@ class Objective:
             weight = term.weight.at(step)
             own = _columns_of_term(label, term, columns)
             correction_metrics = _correct(label, term, own)
-            arguments = _arguments(label, own, LOSSES[term.loss.name].columns)
+            names = LOSSES[term.loss.name].columns
+            if term.loss.statistic is not None and not own["token_scale"].any():
+                own = dict.fromkeys(names, own["token_scale"]) | own  # nothing to measure, so no columns
+            arguments = _arguments(label, own, names)
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0.0):
                 output = LOSSES[term.loss.name].function(**arguments, **term.loss.parameters())
             if weight != 0.0:
@@ -322,6 +343,7 @@ def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Traj
             name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
             for name in names
         },
+        fresh=np.array([t.source == "live" for t in trajectories], dtype=np.bool_),
     )
     return ADVANTAGES[term.advantage](batch, **term.advantage_options)
 
@@ -348,6 +370,10 @@ def _refuse_two_floors(terms: Sequence[Term]) -> None:
             f"terms of protected_surrogate ask for min_ratio {floors}, but one denoised policy is measured: give them "
             "the same min_ratio"
         )
+
+
+def _mixtures(terms: Sequence[Term]) -> list[float]:
+    return sorted({term.loss.mixture for term in terms if isinstance(term.loss, TeacherDivergence)})
 
 
 def _columns_of_term(label: str, term: Term, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.attention import ATTENTION_NAME
 from learner.batch import MicroBatch, TrainingSequence, collate
-from learner.logprobs import token_logprobs, vocabulary_measures
+from learner.logprobs import token_logprobs, vocabulary_divergence, vocabulary_measures
 from rewards.trajectory import Float32Array
 
 if TYPE_CHECKING:  # the model side runs where pydantic is not installed
@@ -27,6 +27,33 @@ ADAPTER_NAME = "default"
 
 UNSUPPORTED_HEADS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
 """Config fields that change logits after the head, with the value that leaves them alone."""
+
+
+class TokenOutputs(NamedTuple):
+    """What a forward pass says of a micro-batch's trained tokens, fp32, in the order of `batch.readers`.
+
+    Attributes:
+        logprobs: [N] nats.
+        entropy: [N] nats, where asked for.
+        measures: [4, N] `vocabulary_measures`, where asked for.
+        divergence: [N] nats to the teacher, where there is one.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+    measures: Tensor | None = None
+    divergence: Tensor | None = None
+
+
+class TeacherView(NamedTuple):
+    """A teacher's next-token distributions at a micro-batch's predictors: [M, H'] hidden states, [V', H'] head.
+
+    The head is that of the teacher while it is gathered: `release()` the teacher only after the backward pass.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    mixture: float
 
 
 class Policy(nn.Module):
@@ -93,35 +120,39 @@ class Policy(nn.Module):
         with_entropy: bool = False,
         temperature: float | None = None,
         vocabulary_floor: float | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of a micro-batch's trained tokens.
+        teacher: TeacherView | None = None,
+    ) -> TokenOutputs:
+        """Log-probs of a micro-batch's trained tokens, and what else is asked for.
 
         Args:
-            vocabulary_floor: asks for `vocabulary_measures` in place of the entropy.
-
-        Returns:
-            [N] fp32 nats, and [N] fp32 nats of entropy, [3, N] measures or None, in the order of `batch.readers`.
+            vocabulary_floor: asks for `vocabulary_measures`, in which it is the floor.
+            teacher: asks for `vocabulary_divergence` to it.
         """
-        hidden = self._hidden_states(batch).index_select(0, batch.predictors)
+        hidden = self.predictor_states(batch)
+        temperature = self.temperature if temperature is None else temperature
+        options = {"temperature": temperature, "chunk_tokens": self._chunk_tokens}
+        weight, readers = self._head_weight, batch.readers
         logprobs, entropy = token_logprobs(
-            hidden,
-            self._head_weight,
-            batch.rows,
-            batch.targets,
-            temperature=self.temperature if temperature is None else temperature,
-            chunk_tokens=self._chunk_tokens,
-            with_entropy=with_entropy,
+            hidden, weight, batch.rows, batch.targets, with_entropy=with_entropy, **options
         )
+        measures = divergence = None
         if vocabulary_floor is not None:
-            measures = vocabulary_measures(
-                hidden,
-                self._head_weight,
-                floor=vocabulary_floor,
-                temperature=self.temperature if temperature is None else temperature,
-                chunk_tokens=self._chunk_tokens,
+            measures = vocabulary_measures(hidden, weight, floor=vocabulary_floor, **options)[:, batch.rows][:, readers]
+        if teacher is not None:
+            per_row = vocabulary_divergence(
+                hidden, weight, teacher.hidden, teacher.weight, mixture=teacher.mixture, **options
             )
-            return logprobs[batch.readers], measures[:, batch.rows][:, batch.readers]
-        return logprobs[batch.readers], None if entropy is None else entropy[batch.readers]
+            divergence = per_row[batch.rows][readers]
+        return TokenOutputs(logprobs[readers], None if entropy is None else entropy[readers], measures, divergence)
+
+    def predictor_states(self, batch: MicroBatch) -> Tensor:
+        """[M, H] hidden states behind the final norm at the nodes that predict a trained token."""
+        return self._hidden_states(batch).index_select(0, batch.predictors)
+
+    @torch.no_grad()
+    def as_teacher(self, batch: MicroBatch, mixture: float) -> TeacherView:
+        """This policy's distributions for another one to learn from."""
+        return TeacherView(self.predictor_states(batch), self._head_weight.detach(), mixture)
 
     def _hidden_states(self, batch: MicroBatch) -> Tensor:
         """[n, H] hidden states behind the final norm, in the compute dtype."""

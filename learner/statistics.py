@@ -19,10 +19,10 @@ from rewards.trajectory import Float32Array
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-MEASURES = ("logprobs", "squared_mass", "largest_logprob", "kept_mass")
+MEASURES = ("logprobs", "squared_mass", "largest_logprob", "kept_mass", "entropy")
 """What the first pass measures of a token, in this order: its log-prob, and of the distribution it was drawn from the
-sum of squared probabilities, the largest log-prob and the mass of the tokens near the largest. Only the log-prob
-unless a term reads the vocabulary."""
+sum of squared probabilities, the largest log-prob, the mass of the tokens near the largest and the entropy. Only the
+log-prob unless a term reads the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class UpdateTokens:
     Attributes:
         logprobs: [N] nats at the start of the update.
         behavior_logprobs: [N] nats of the policy in the denominator of the term's ratio; NaN where nothing reads it.
-        advantages: [N] reward units.
+        advantages: [N] reward units; 0 for a loss that reads no scores.
         sequence_ids, group_ids: [N] numbers of trajectory and group.
         measures: name of MEASURES to [N].
     """
@@ -149,6 +149,18 @@ def low_probability(tokens: UpdateTokens, step: int, *, share: float, min_ratio:
     return {"proxy_logprobs": np.where(proxy > tokens.logprobs, proxy, np.nan)}
 
 
+def mean_entropy(tokens: UpdateTokens, step: int) -> Columns:
+    """mean_entropy: nats, of the policy at the start of the update, the mean over the term's tokens on each of them."""
+    return {"mean_entropy": np.full(len(tokens.logprobs), tokens.measures["entropy"].mean())}
+
+
+def token_hits(tokens: UpdateTokens, step: int, *, draws: int) -> Columns:
+    """hits: share of `draws` tokens sampled at each position from the policy at the start of the update that are the
+    token itself. The draw depends on the step alone, so all ranks agree and a resumed run repeats it."""
+    hits = np.random.default_rng(step).binomial(draws, np.exp(np.minimum(tokens.logprobs, 0.0)))
+    return {"hits": hits / draws}
+
+
 STATISTICS: Mapping[str, Callable[..., Columns]] = {
     function.__name__: function
     for function in (
@@ -158,6 +170,8 @@ STATISTICS: Mapping[str, Callable[..., Columns]] = {
         moment_bounds,
         optimal_token_baseline,
         low_probability,
+        mean_entropy,
+        token_hits,
     )
 }
 """Name of a loss's statistic to the function."""
@@ -190,7 +204,7 @@ def statistic_columns(
         tokens = UpdateTokens(
             logprobs=values["logprobs"],
             behavior_logprobs=values["logprobs"] if term.ratio_to == "proximal" else behavior,
-            advantages=np.concatenate(own.advantages or ())[mask].astype(np.float64),
+            advantages=np.concatenate(own.advantages or [np.zeros(len(mask))])[mask].astype(np.float64),
             sequence_ids=np.repeat(np.arange(len(lengths)), lengths),
             group_ids=np.repeat(plan.groups, lengths),
             measures=values,

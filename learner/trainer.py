@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,16 +19,13 @@ from torch import Tensor
 from learner import checkpoint, export
 from learner.attention import choose_backend
 from learner.batch import Columns, MicroBatch, TrainingSequence, collate, training_sequences
-from learner.config import LearnerConfig, Need, Term
+from learner.config import LearnerConfig, Term
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
 from learner.packing import choose_layout, split_micro_batches
-from learner.policy import Policy
+from learner.policy import Policy, TokenOutputs
 from learner.sharding import add_over_ranks, init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
 from learner.statistics import MEASURES, Float64Array, statistic_columns
 from rewards.trajectory import Float32Array, Group
-
-SUPPLIED: frozenset[Need] = frozenset({"behavior_logprobs", "reference_logprobs", "entropy", "scores"})
-"""What this trainer can give to a loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +38,7 @@ class StepReport:
         terms: per term label, numbers to read (see `Objective.report`).
         grad_norm: global 2-norm before clipping.
         skipped: the optimizer was left alone; `skip_reason` says why.
+        reset: the step began with a reset of reference or optimizer (`ResetConfig`).
         num_tokens: tokens the model computed; `num_logical_tokens`: tokens of all trained sequences, each counted
             alone; `num_trained_tokens`: tokens with a loss.
         num_micro_batches: forward and backward passes of each rank.
@@ -54,6 +53,7 @@ class StepReport:
     learning_rate: float
     skipped: bool = False
     skip_reason: str | None = None
+    reset: bool = False
     num_tokens: int = 0
     num_logical_tokens: int = 0
     num_trained_tokens: int = 0
@@ -72,6 +72,7 @@ class Trainer:
         model_path: str | Path,
         *,
         temperature: float,
+        companions: Mapping[str, Path] | None = None,
         rank: int = 0,
         world_size: int = 1,
         init_method: str | None = None,
@@ -80,25 +81,32 @@ class Trainer:
 
         Args:
             temperature: of sampling; log-probs are taken at the same. 0 (greedy) is reported at 1 by the engines.
+            companions: folders of the other models, "reference" and "teacher"; `model_path` where one is not named.
 
         Raises:
             ValueError: a term needs something this trainer cannot supply.
         """
         self.config, self.rank, self.world_size = config, rank, world_size
         self.objective, self._terms = Objective(terms), tuple(terms)
-        missing = self.objective.needs - SUPPLIED
+        missing = self.objective.needs - config.supplies
         if missing:
-            raise ValueError(f"the terms need {sorted(missing)}, which this trainer cannot supply; drop those terms")
+            raise ValueError(
+                f"the terms need {sorted(missing)}, which a learner with these settings cannot supply: name the model "
+                "they come from (learner.teacher for teacher_logprobs and divergence), or drop those terms"
+            )
         self.device = rank_device(rank)
         if self.device.type == "cpu":
             torch.set_num_threads(config.threads_per_rank)
         init_ranks(rank, world_size, init_method)
         torch.manual_seed(config.seed)
-        self._model_path = Path(model_path)
+        self._model_path, self._companions = Path(model_path), dict(companions or {})
         self._dtype = torch.bfloat16 if config.compute_dtype == "bfloat16" else torch.float32
         self._temperature = temperature or 1.0
-        self.policy = self._make_policy(trained=True)
-        self._reference = self._make_reference()
+        self.policy = self._make_policy(self._model_path, trained=True)
+        self.reference = self._make_reference()
+        """The frozen copy, unless nobody reads it or the weights below the adapters are it."""
+        reads_teacher = self.objective.needs & {"teacher_logprobs", "divergence"}
+        self.teacher = self._make_policy(self._companion("teacher"), trained=False) if reads_teacher else None
         self.optimizer = _make_optimizer(config, self.policy)
         self.steps_done = 0
         """Optimizer steps applied by this model's history, skipped ones not counted."""
@@ -117,6 +125,7 @@ class Trainer:
             step: 0-based learner step, for schedules.
         """
         clock = _Clock()
+        self._reset_if_due(step)
         with clock.phase("plan"):
             plan = self.objective.plan(groups)
             sequences = training_sequences(groups, plan.trained)
@@ -145,6 +154,7 @@ class Trainer:
             learning_rate=self._learning_rate(step),
             skipped=reason is not None,
             skip_reason=reason,
+            reset=self.config.resets.due(step),
             num_tokens=int(total("num_tokens")),
             num_logical_tokens=int(total("num_logical_tokens")),
             num_trained_tokens=plan.num_trained_tokens,
@@ -184,9 +194,9 @@ class Trainer:
         """Continues from `begin_save`, also of another number of ranks; collective."""
         checkpoint.load(self, folder)
 
-    def _make_policy(self, *, trained: bool) -> Policy:
+    def _make_policy(self, folder: Path, *, trained: bool) -> Policy:
         policy = Policy.load(
-            self._model_path,
+            folder,
             temperature=self._temperature,
             chunk_tokens=self.config.logprob_chunk_tokens,
             compute_dtype=self._dtype,
@@ -199,10 +209,32 @@ class Trainer:
             policy.model.train()
         return shard_policy(policy, self.world_size)
 
+    def _companion(self, role: str) -> Path:
+        return self._companions.get(role, self._model_path)
+
     def _make_reference(self) -> Policy | None:
-        """The frozen copy, unless nobody reads it or the weights below the adapters are it."""
-        needed = "reference_logprobs" in self.objective.needs
-        return self._make_policy(trained=False) if needed and self.config.lora is None else None
+        below_adapters = self.config.lora is not None and "reference" not in self._companions
+        if "reference_logprobs" not in self.objective.needs or below_adapters:
+            return None
+        reference = self._make_policy(self._companion("reference"), trained=False)
+        shapes = [[p.shape for p in model.parameters()] for model in (reference, self.policy)]
+        if self.config.resets.moves_reference and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"learner.resets copies the policy into the reference, but {self._companions['reference']} is a model "
+                "of another shape: leave learner.reference.model out, or set learner.resets.reference=false"
+            )
+        return reference
+
+    @torch.no_grad()
+    def _reset_if_due(self, step: int) -> None:
+        resets = self.config.resets
+        if not resets.due(step):
+            return
+        if resets.reference and self.reference is not None:
+            for frozen, current in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+                frozen.copy_(current)
+        if resets.optimizer:
+            self.optimizer.state.clear()
 
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [p for p in self.policy.parameters() if p.requires_grad]
@@ -214,11 +246,19 @@ class Trainer:
         inputs = [s.input_ids for s in sequences]
         share_prefixes = choose_layout(self.config.attention, inputs) == "shared_prompt"
         columns = {**self._columns(groups, plan)}
+        if "reference_logprobs" in self.objective.needs:
+            with clock.phase("reference"):
+                table = self._measure(plan, sequences, share_prefixes, 1, self._reference_logprobs)
+            columns["reference_logprobs"] = plan.spread(table[0])
+        if self.teacher is not None and "teacher_logprobs" in self.objective.needs:
+            with clock.phase("teacher"):
+                table = self._measure(plan, sequences, share_prefixes, 1, partial(_frozen_logprobs, self.teacher))
+            columns["teacher_logprobs"] = plan.spread(table[0])
         if self.objective.has_statistics:
             with clock.phase("first_pass"):
-                measured = self._first_pass(plan, sequences, share_prefixes)
+                first = self._first_pass(plan, sequences, share_prefixes)
             behavior = [t.behavior_logprobs for g in groups for t in g.trajectories]
-            columns |= statistic_columns(self._terms, plan, behavior, measured, step)
+            columns |= statistic_columns(self._terms, plan, behavior, first, step)
         taught, measured = _split_by_gradient(plan, [term.weight.at(step) for term in self._terms], sequences)
         parts = []
         for part, backward in ((taught, True), (measured, False)):
@@ -230,25 +270,51 @@ class Trainer:
         totals = reduce_over_ranks(join_metrics(parts), is_maximum=is_maximum, world_size=self.world_size)
         return {**totals, "shared_prefixes": torch.tensor(float(share_prefixes))}
 
-    @torch.no_grad()
     def _first_pass(
         self, plan: BatchPlan, sequences: Sequence[TrainingSequence], share_prefixes: bool
     ) -> dict[str, Float64Array]:
-        """MEASURES of all trained tokens at the start of the update, [num_trained_tokens] each; collective, and the
-        same on every rank."""
+        """MEASURES of all trained tokens at the start of the update, [num_trained_tokens] each; collective."""
         floor = self.objective.vocabulary_floor
         names = MEASURES[:1] if floor is None else MEASURES
-        ends = np.cumsum([np.count_nonzero(mask) for mask in plan.trained])
-        measured = torch.zeros(len(names), plan.num_trained_tokens, dtype=torch.float64, device=self.device)
-        for chunk in self._my_chunks(sequences, plan, share_prefixes):
-            logprobs, measures = self.policy(self._collate(chunk, {}, share_prefixes), vocabulary_floor=floor)
+
+        def evaluate(batch: MicroBatch) -> Tensor:
+            outputs: TokenOutputs = self.policy(batch, vocabulary_floor=floor)
             self.policy.release()
+            logprobs = outputs.logprobs[None]
+            return logprobs if outputs.measures is None else torch.cat([logprobs, outputs.measures])
+
+        table = self._measure(plan, sequences, share_prefixes, len(names), evaluate)
+        return dict(zip(names, table, strict=True))
+
+    def _reference_logprobs(self, batch: MicroBatch) -> Tensor:
+        if self.reference is not None:
+            return _frozen_logprobs(self.reference, batch)
+        with self.policy.without_adapter():
+            return _frozen_logprobs(self.policy, batch)
+
+    @torch.no_grad()
+    def _measure(
+        self,
+        plan: BatchPlan,
+        sequences: Sequence[TrainingSequence],
+        share_prefixes: bool,
+        num_rows: int,
+        evaluate: Callable[[MicroBatch], Tensor],
+    ) -> Float64Array:
+        """[num_rows, num_trained_tokens] what `evaluate` says of all trained tokens, without gradient; collective, and
+        the same on every rank.
+
+        Args:
+            evaluate: [num_rows, N] of a micro-batch's tokens.
+        """
+        ends = np.cumsum([np.count_nonzero(mask) for mask in plan.trained])
+        measured = torch.zeros(num_rows, plan.num_trained_tokens, dtype=torch.float64, device=self.device)
+        for chunk in self._my_chunks(sequences, plan, share_prefixes):
+            rows = evaluate(self._collate(chunk, {}, share_prefixes))
             places = [torch.arange(len(s.positions)) + (ends[s.trajectory] - len(s.positions)) for s in chunk]
             if places:
-                rows = logprobs[None] if measures is None else torch.cat([logprobs[None], measures])
                 measured[:, torch.cat(places).to(self.device)] = rows.double()
-        table = add_over_ranks(measured, self.world_size).cpu().numpy()
-        return dict(zip(names, table, strict=True))
+        return add_over_ranks(measured, self.world_size).cpu().numpy()
 
     def _my_chunks(
         self, sequences: Sequence[TrainingSequence], plan: BatchPlan, share_prefixes: bool
@@ -283,21 +349,22 @@ class Trainer:
 
     def _pass(self, batch: MicroBatch, step: int, clock: _Clock, *, backward: bool) -> dict[str, Tensor]:
         """One micro-batch forward and, if asked, backward; its loss, counts and metrics."""
-        if "reference_logprobs" in self.objective.needs:
-            with clock.phase("reference"):
-                batch.columns["reference_logprobs"] = self._reference_logprobs(batch)
+        mixture, teacher = self.objective.teacher_mixture, None
+        if self.teacher is not None and mixture is not None:
+            with clock.phase("teacher"):
+                teacher = self.teacher.as_teacher(batch, mixture)
         with clock.phase("forward"):
-            logprobs, entropy = self.policy(batch, with_entropy="entropy" in self.objective.needs)
-            columns = {**batch.columns, "logprobs": logprobs}
-            if entropy is not None:
-                columns["entropy"] = entropy
-            loss, metrics = self.objective.loss(columns, step)
+            outputs = self.policy(batch, with_entropy="entropy" in self.objective.needs, teacher=teacher)
+            own = {name: column for name, column in outputs._asdict().items() if column is not None}
+            loss, metrics = self.objective.loss({**batch.columns, **own}, step)
         with clock.phase("backward"):
             if backward:
                 # FSDP averages gradients over the ranks; the objective's parts are meant to be added.
                 (loss * self.world_size).backward()
             else:
                 self.policy.release()
+        if teacher is not None and self.teacher is not None:
+            self.teacher.release()
         counts = {
             "num_tokens": batch.num_tokens,
             "num_logical_tokens": batch.num_logical_tokens,
@@ -305,15 +372,6 @@ class Trainer:
         }
         counted = {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
         return {**metrics, **counted, "loss": loss.detach()}
-
-    @torch.no_grad()
-    def _reference_logprobs(self, batch: MicroBatch) -> Tensor:
-        if self._reference is not None:
-            return self._reference(batch)[0]
-        with self.policy.without_adapter():
-            logprobs = self.policy(batch)[0]
-        self.policy.release()
-        return logprobs
 
     def _learning_rate(self, step: int) -> float:
         return self.config.optimizer.learning_rate * self.config.optimizer.schedule.at(step)
@@ -328,6 +386,13 @@ class Trainer:
         fused.found_inf = torch.tensor(0.0, device=self.device) if excess > 1.0 else None
         self.optimizer.step()
         self.steps_done += 1
+
+
+def _frozen_logprobs(policy: Policy, batch: MicroBatch) -> Tensor:
+    """[1, N]"""
+    logprobs = policy(batch).logprobs
+    policy.release()
+    return logprobs[None]
 
 
 def _make_optimizer(config: LearnerConfig, policy: Policy) -> torch.optim.AdamW:

@@ -486,6 +486,7 @@ def merge(args: Namespace) -> int:
 
 
 def _export_checkpoint(run_dir: Path, target: Path) -> int:
+    from actors.assembly import companion_folders
     from actors.model_store import resolve_model
     from actors.run_checkpoint import newest_restore_point
     from learner.trainer import Trainer
@@ -495,7 +496,11 @@ def _export_checkpoint(run_dir: Path, target: Path) -> int:
     if point is None:
         raise CommandError(f"{run_dir} has no checkpoint and no finished model, so there is nothing to export")
     trainer = Trainer(
-        config.learner, config.terms, resolve_model(config.model), temperature=config.rollout.sampling.temperature
+        config.learner,
+        config.terms,
+        resolve_model(config.model),
+        temperature=config.rollout.sampling.temperature,
+        companions=companion_folders(config.learner),
     )
     trainer.load(point.folder)
     trainer.export(target)

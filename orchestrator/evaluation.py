@@ -41,7 +41,7 @@ class Evaluation:
 
 
 def summarise(pinned: PinnedEvaluation, split_by: str | None) -> Evaluation:
-    """Counts what the pinned version got right; a sample is right when its score is positive."""
+    """Counts what the pinned version got right; a sample is right when the success component says so."""
     parts: dict[str, list[EvaluatedTask]] = defaultdict(list)
     for task in pinned.tasks:
         parts["all"].append(task)
@@ -53,10 +53,10 @@ def summarise(pinned: PinnedEvaluation, split_by: str | None) -> Evaluation:
 
 def accuracy_of(tasks: Iterable[EvaluatedTask]) -> Accuracy:
     """Accuracy over all samples of the tasks."""
-    scores = [verdict.score for task in tasks for verdict in task.verdicts]
-    scored = [score for score in scores if score is not None]
-    correct = sum(score > 0 for score in scored)
+    verdicts = [verdict for task in tasks for verdict in task.verdicts]
+    scored = [verdict for verdict in verdicts if verdict.score is not None]
+    correct = sum(verdict.is_right for verdict in scored)
     if not scored:
-        return Accuracy(n=0, correct=0, accuracy=float("nan"), low=0.0, high=1.0, unscored=len(scores))
+        return Accuracy(n=0, correct=0, accuracy=float("nan"), low=0.0, high=1.0, unscored=len(verdicts))
     low, high = wilson_interval(correct, len(scored))
-    return Accuracy(len(scored), correct, correct / len(scored), low, high, unscored=len(scores) - len(scored))
+    return Accuracy(len(scored), correct, correct / len(scored), low, high, unscored=len(verdicts) - len(scored))

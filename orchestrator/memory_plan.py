@@ -101,8 +101,11 @@ def _learner(config: RunConfig, model: ModelShape, tokens_per_update: int) -> li
     items.append(item("activations", size, formula))
     head = HEAD_BYTES * chunk * model.vocabulary + (head_gradient if learner.lora is None else 0)
     items.append(item("log-prob head", head, f"{HEAD_BYTES} C V + 4 V H, C = {chunk} tokens"))
-    if any("reference_logprobs" in term.needs for term in config.terms) and learner.lora is None:
+    own_reference = learner.lora is None or learner.reference.model is not None
+    if own_reference and any("reference_logprobs" in term.needs for term in config.terms):
         items.append(item("reference weights", 4 * model.params / ranks, "4 P / ranks"))
+    if any({"teacher_logprobs", "divergence"} & term.needs for term in config.terms):
+        items.append(item("teacher weights, if it is as large", 4 * model.params / ranks, "4 P / ranks"))
     return items
 
 

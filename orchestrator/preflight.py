@@ -24,6 +24,9 @@ OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
 SUPPLIED_SOURCES = ("live", "expert")
 """Sources some box of the graph fills: rollout workers, and the expert responses that come with the tasks."""
 
+SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher"}
+"""Settings that supply what a term reads."""
+
 SUPPLIED_BY_LIVE = frozenset({"behavior_logprobs", "scores"})
 """What only sampled and judged answers carry; expert text has neither."""
 
@@ -86,6 +89,8 @@ def preflight(config: RunConfig, available: Available | None = None, *, trains: 
         if trains:
             problems += expert_problems(config, tasks)
             problems += help_problems(config, tasks)
+    if model_path is not None and trains:
+        problems += companion_problems(config, model_path)
     if model_path is not None:
         problems += context_problems(config, model_path)
         if tasks is not None:
@@ -252,8 +257,6 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
 
 def source_problems(config: RunConfig) -> Iterator[str]:
     """Sources nobody fills, and terms that read what nobody supplies."""
-    from learner.trainer import SUPPLIED
-
     for source in config.replay.quotas:
         if source not in SUPPLIED_SOURCES:
             yield (
@@ -262,14 +265,44 @@ def source_problems(config: RunConfig) -> Iterator[str]:
             )
     spliced = donor_sources(config.rollout.rules)
     for index, term in enumerate(config.terms):
-        supplied = SUPPLIED if term.source == "live" else SUPPLIED - SUPPLIED_BY_LIVE
+        supplied = config.learner.supplies
+        if term.source != "live":
+            supplied -= SUPPLIED_BY_LIVE
         if term.source in spliced:
             supplied |= SUPPLIED_BY_LIVE if term.source == "own_past" else {"scores"}
         missing = sorted(term.needs - supplied)
-        if missing:
+        sections = sorted({SECTION_OF_NEED[need] for need in missing if need in SECTION_OF_NEED})
+        if sections:
+            yield (
+                f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}: set "
+                f"{' and '.join(sections)}, which say where they come from"
+            )
+        elif missing:
             yield (
                 f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}, which nothing in "
                 f"this run supplies for that source: use another loss, or source 'live'"
+            )
+
+
+def companion_problems(config: RunConfig, model_path: Path) -> Iterator[str]:
+    """Reference or teacher that is not here, or that reads other tokens than the policy."""
+    from transformers import AutoTokenizer
+
+    from actors.assembly import companion_models
+    from actors.model_store import ModelError, resolve_model
+
+    named = companion_models(config.learner)
+    vocabulary = AutoTokenizer.from_pretrained(str(model_path)).get_vocab() if named else {}
+    for role, model in named.items():
+        try:
+            folder = resolve_model(model)
+        except ModelError as error:
+            yield f"learner.{role}.model: {error}"
+            continue
+        if AutoTokenizer.from_pretrained(str(folder)).get_vocab() != vocabulary:
+            yield (
+                f"learner.{role}.model={model!r} has another tokenizer than model={config.model!r}, so its log-probs "
+                "would be of other words: name a model of the same family"
             )
 
 

@@ -142,6 +142,12 @@ class RewardConfig(PoolConfig):
     """Named parts, combined by weighted sum."""
     pools: dict[str, PoolConfig] = Field(default_factory=dict)
     """Further pools, so that slow verifiers or model-written programs do not hold up the others."""
+    success: str | None = None
+    """The component whose score above `success_above` means that the answer is right: accuracy, pass@k, success rates
+    and the best checkpoint count it, whatever else the reward pays for. None takes the first component that is
+    required, ungated and of positive weight."""
+    success_above: float = 0.0
+    """See `success`; e.g. 0.5 for a probability."""
     floor: float = 0.0
     """Score of a fault that is the model's own: no answer, rejected, timeout, resource, crash."""
     clip: tuple[float, float] | None = None
@@ -196,6 +202,30 @@ class RewardConfig(PoolConfig):
                 "whether the reward is still right"
             )
         return self
+
+    @model_validator(mode="after")
+    def _success_is_always_judged(self) -> RewardConfig:
+        if self.success is None:
+            return self
+        component = self.components.get(self.success)
+        if component is None:
+            raise ValueError(
+                f"reward.success={self.success!r} names no component: choose from {sorted(self.components) or 'none'}"
+            )
+        if not component.required or component.gate is not None:
+            raise ValueError(
+                f"reward.success={self.success!r} is optional or behind a gate, so some scored answers would be "
+                "neither right nor wrong: make the component required and ungated"
+            )
+        return self
+
+    @property
+    def success_component(self) -> str | None:
+        """Name of the component that means success; None where no component could, and the sum has to."""
+        if self.success is not None:
+            return self.success
+        able = (name for name, part in self.components.items() if part.required and not part.gate and part.weight > 0)
+        return next(able, None)
 
     @property
     def pool_names(self) -> tuple[str, ...]:

@@ -134,6 +134,9 @@ def combine(config: RewardConfig, verdicts: Parts) -> Verdict:
                 faults.append(verdict.status)
             else:
                 total += component.weight * verdict.score
+    if (success := config.success_component) is not None:
+        judged = verdicts[success]
+        details["correct"] = judged.status is Status.SCORED and (judged.score or 0.0) > config.success_above
     if all(score is None for score in details["components"].values()):
         return Verdict.unscored(next(iter(verdicts.values())).status, **details)
     return _scored(config, total, faults, details)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,84 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if n - c < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
+def cot_pass_at_k(right: Sequence[bool], sound: Sequence[bool | None], k: int) -> float | None:
+    """pass@k of one task where a sample counts only if its answer and its reasoning are right.
+
+    Args:
+        right: whether each sample's answer is right.
+        sound: whether its reasoning is, e.g. by `settled`; None where nobody judged it, and it leaves n. The reasoning
+            of a wrong answer is not asked for.
+
+    Returns:
+        None where fewer than k samples are left.
+
+    Raises:
+        ValueError: the lengths differ, or k < 1.
+
+    Source: CoT-Pass@K, arXiv:2506.14245.
+    """
+    if len(right) != len(sound):
+        raise ValueError(f"{len(right)} answers but {len(sound)} judgements of reasoning")
+    pairs = zip(right, sound, strict=True)
+    known = [bool(judged) and answer for answer, judged in pairs if not answer or judged is not None]
+    return pass_at_k(len(known), sum(known), k) if len(known) >= k else None
+
+
+def settled(votes: Sequence[bool | None], rule: Literal["any", "majority", "all"] = "majority") -> bool | None:
+    """One judgement out of several of the same thing; None where nobody voted, or half of the votes say either.
+
+    Votes that are None, e.g. of a judge that failed, are left out.
+    """
+    cast = [vote for vote in votes if vote is not None]
+    if not cast:
+        return None
+    if rule == "any":
+        return any(cast)
+    if rule == "all":
+        return all(cast)
+    return None if 2 * sum(cast) == len(cast) else 2 * sum(cast) > len(cast)
+
+
+def majority_at_k(
+    answers: Sequence[str | None], right: Sequence[bool], k: int, rng: np.random.Generator, *, num_draws: int = 4000
+) -> float:
+    """Chance that the most frequent answer among k of the n samples, drawn without replacement, is right.
+
+    Every set of k is looked at where there are at most `num_draws`, else so many are drawn. Ties are broken evenly. A
+    sample without an answer (None) casts no vote; if none votes, the vote is wrong.
+
+    Args:
+        answers: [n] in a canonical form: equal answers must be equal texts.
+        right: [n] whether each is right; equal answers must agree.
+
+    Raises:
+        ValueError: unless 1 <= k <= n, the lengths are equal and equal answers agree.
+    """
+    if len(answers) != len(right) or not 1 <= k <= len(answers):
+        raise ValueError(
+            f"maj@k needs as many answers as judgements and 1 <= k <= n, got {len(answers)} and {len(right)}, k={k}"
+        )
+    is_right: dict[str | None, bool] = {}
+    for answer, judged in zip(answers, right, strict=True):
+        if answer is not None and is_right.setdefault(answer, judged) != judged:
+            raise ValueError(f"the answer {answer!r:.100} is called both right and wrong, so no vote on it has a value")
+    kinds = [*is_right, None]
+    index = {kind: i for i, kind in enumerate(kinds)}
+    labels = np.array([index[answer] for answer in answers])
+    if math.comb(len(answers), k) <= num_draws:
+        drawn = labels[np.array(list(itertools.combinations(range(len(answers)), k)))]
+        counts = (drawn[:, :, None] == np.arange(len(kinds) - 1)).sum(axis=1)
+    else:
+        of_kind = np.bincount(labels, minlength=len(kinds))
+        counts = rng.multivariate_hypergeometric(of_kind, k, size=num_draws)[:, :-1]
+    if not is_right:
+        return 0.0
+    top = counts.max(axis=1, keepdims=True)
+    winners = (counts == top) & (top > 0)
+    rights = winners & np.array([is_right[kind] for kind in is_right])
+    return float((rights.sum(axis=1) / np.maximum(winners.sum(axis=1), 1)).mean())
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -204,6 +204,10 @@ class Trajectory:
     def score(self) -> float | None:
         return self.verdict.score if self.verdict is not None else None
 
+    @property
+    def is_right(self) -> bool:
+        return self.verdict is not None and self.verdict.is_right
+
     def with_verdict(self, verdict: Verdict) -> Trajectory:
         return replace(self, verdict=verdict)
 

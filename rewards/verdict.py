@@ -45,6 +45,7 @@ class Verdict:
         components: named parts of the score; None where a part could not be judged.
         extras: JSON-serialisable details for humans; samples of one batch may carry different keys.
         seconds: wall time the verifier took.
+        correct: whether the component that means success found the answer right; None where none was named.
     """
 
     score: float | None
@@ -52,12 +53,21 @@ class Verdict:
     components: Mapping[str, float | None] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    correct: bool | None = None
 
     def __post_init__(self) -> None:
         if (self.score is None) != (self.status in UNSCORED_STATUSES):
             raise ValueError(f"status {self.status.value!r} does not go with score {self.score!r}")
         if self.score is not None and not math.isfinite(self.score):
             raise ValueError(f"score must be finite, got {self.score!r}; a non-finite score is an infra_error")
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer counts as a success, which is not the same as being paid: a shaped reward may pay a wrong
+        answer for its form and charge a right one for its length. Without a named success a score above 0 is one."""
+        if self.score is None:
+            return False
+        return self.score > 0 if self.correct is None else self.correct
 
     @classmethod
     def scored(cls, score: float, **details: Any) -> Verdict:

@@ -58,6 +58,7 @@ def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
         "components": dict(verdict.components),
         "extras": dict(verdict.extras),
         "seconds": verdict.seconds,
+        "correct": verdict.correct,
     }
 
 
@@ -76,6 +77,7 @@ def verdict_from_json(data: Any) -> Verdict:
             components=components,
             extras=dict(data["extras"]),
             seconds=float(data["seconds"]),
+            correct=None if data.get("correct") is None else bool(data["correct"]),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a verdict: {error!r}") from error

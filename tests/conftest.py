@@ -1,6 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a second thread in each would only be in the way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from actors.model_store import fetch_model
 

@@ -35,7 +35,13 @@ def values(members: Sequence[Trajectory], component: str | None) -> list[float]:
 
 
 def success_rate(group: Group, component: str | None) -> float | None:
-    """Share of right answers (above 0) among the scored ones of the policy itself; None without any."""
+    """Share of right answers among the scored ones of the policy itself; None without any.
+
+    Right is what the reward's success component says, or a score above 0 of the named component.
+    """
+    if component is None:
+        judged = [member for member in group.own_members if member.score is not None]
+        return sum(member.is_right for member in judged) / len(judged) if judged else None
     scored = values(group.own_members, component)
     return sum(value > 0 for value in scored) / len(scored) if scored else None
 

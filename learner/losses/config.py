@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rewards.config import Section
-
-Need = Literal["behavior_logprobs", "reference_logprobs", "proximal_logprobs", "entropy", "values", "scores"]
-"""What a loss reads beside the log-probs being trained; a run that cannot supply it refuses to start. Nobody declares
-`proximal_logprobs` of a term: the objective makes them (see `learner/objective.py`)."""
-
-Level = Literal["token", "geometric", "product"]
-"""The ratio of a token, or the geometric mean or the product of those of its sequence."""
-
-
-class LossParams(Section):
-    """Base of the parameter models; `name` picks the torch function of the same name in `learner/losses/`."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    couples_groups: ClassVar[bool] = False
-    """A sequence's loss depends on the other members of its group, so a group must lie in one micro-batch."""
-    silent_without_advantage: ClassVar[bool] = True
-    """Advantages of 0 make no gradient; of a loss that reads scores."""
-
-    statistic: ClassVar[str | None] = None
-    """Function of `learner.statistics` that makes columns of this loss from all tokens of the update; a first pass
-    without gradient measures them."""
-    statistic_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are parameters of the statistic, not of the loss."""
-    reads_vocabulary: ClassVar[bool] = False
-    """The statistic looks at whole distributions."""
-
-    def parameters(self) -> dict[str, Any]:
-        """Keyword arguments of the torch function."""
-        return self.model_dump(exclude={"name", *self.statistic_fields})
-
-    def statistic_parameters(self) -> dict[str, Any]:
-        """Keyword arguments of the statistic."""
-        return self.model_dump(include=set(self.statistic_fields))
-
-    @property
-    def couples_tokens(self) -> bool:
-        """A token's loss depends on other tokens of its sequence."""
-        return self.couples_groups or getattr(self, "level", "token") != "token"
+from learner.losses.base.config import Level, LossParams, Need
+from learner.losses.distillation.config import OnPolicyDistillation, TeacherDivergence
 
 
 class ClippedSurrogate(LossParams):
@@ -169,8 +132,8 @@ class ShapedLikelihood(LossParams):
     """Advantage on expert answers whose probabilities are unknown (LUFFY)."""
 
     name: Literal["shaped_likelihood"] = "shaped_likelihood"
-    shaping: float = Field(default=0.1, gt=0)
-    """c of P / (P + c): the smaller, the more an unlikely token counts."""
+    shaping: float | None = Field(default=0.1, gt=0)
+    """c of P / (P + c): the smaller, the more an unlikely token counts; None takes P itself (SRFT)."""
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
 
 
@@ -196,8 +159,10 @@ class NegativeLogLikelihood(LossParams):
     """Imitation of the tokens as they are, optionally weighted per token by the current probability (CHORD)."""
 
     name: Literal["negative_log_likelihood"] = "negative_log_likelihood"
-    token_weight: Literal["none", "phi", "probability"] = "none"
-    """none: 1; phi: p(1-p); probability: p, each without gradient."""
+    token_weight: Literal["none", "phi", "probability", "power"] = "none"
+    """none: 1; phi: p(1-p); probability: p; power: p^exponent, each without gradient."""
+    exponent: float = 0.0
+    """Of token_weight "power" only: below 0 unlikely tokens count more, above 0 less."""
     needs: ClassVar[frozenset[Need]] = frozenset()
 
 
@@ -435,6 +400,41 @@ class ProtectedSurrogate(LossParams):
     reads_vocabulary: ClassVar[bool] = True
 
 
+class EntropyWeightedLikelihood(LossParams):
+    """Imitation that counts less while the policy is uncertain (SRFT)."""
+
+    name: Literal["entropy_weighted_likelihood"] = "entropy_weighted_likelihood"
+    factor: float = Field(default=0.5, gt=0)
+    """Weight of imitation at entropy 0."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    statistic: ClassVar[str | None] = "mean_entropy"
+    reads_vocabulary: ClassVar[bool] = True
+
+
+class EntropyWeightedPolicyGradient(LossParams):
+    """REINFORCE in which successes count more while the policy is uncertain (SRFT)."""
+
+    name: Literal["entropy_weighted_policy_gradient"] = "entropy_weighted_policy_gradient"
+    factor: float = Field(default=0.1, gt=0)
+    """Weight of a success at entropy 0; a failure weighs 1."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
+    statistic: ClassVar[str | None] = "mean_entropy"
+    reads_vocabulary: ClassVar[bool] = True
+
+
+class OneTokenRollout(LossParams):
+    """Imitation as one-step reinforcement learning on tokens the policy draws itself (OTR)."""
+
+    name: Literal["one_token_rollout"] = "one_token_rollout"
+    draws: int = Field(ge=1)
+    """Tokens drawn at each position; without default, because the paper's number is not confirmed."""
+    miss_reward: float
+    """Reward of a drawn token that is not the expert's, beside 1 for one that is."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    statistic: ClassVar[str | None] = "token_hits"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"draws"})
+
+
 Loss = Annotated[
     ClippedSurrogate
     | RatioSurrogate
@@ -468,6 +468,11 @@ Loss = Annotated[
     | QuotientClippedSurrogate
     | MomentClippedSurrogate
     | OptimalBaselineGradient
-    | ProtectedSurrogate,
+    | ProtectedSurrogate
+    | EntropyWeightedLikelihood
+    | EntropyWeightedPolicyGradient
+    | OneTokenRollout
+    | OnPolicyDistillation
+    | TeacherDivergence,
     Field(discriminator="name"),
 ]

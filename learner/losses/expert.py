@@ -9,10 +9,13 @@ from learner.losses.output import LossOutput, selected
 from learner.ratios import log_ratio, mismatch_metrics, require_known
 
 
-def shaped_likelihood(logprobs: Tensor, advantages: Tensor, token_scale: Tensor, *, shaping: float = 0.1) -> LossOutput:
+def shaped_likelihood(
+    logprobs: Tensor, advantages: Tensor, token_scale: Tensor, *, shaping: float | None = 0.1
+) -> LossOutput:
     """The expert's probability is taken as 1, and the ratio shaped so that unlikely tokens keep a gradient.
 
-    P = exp(logprobs);  loss = -sum(token_scale * A * P / (P + shaping)), with gradient through the shaping
+    P = exp(logprobs);  loss = -sum(token_scale * A * P / (P + shaping)), with gradient through the shaping; without
+    shaping P itself
 
     Args:
         logprobs: [N] nats, policy being trained; the only input that carries gradient.
@@ -22,7 +25,7 @@ def shaped_likelihood(logprobs: Tensor, advantages: Tensor, token_scale: Tensor,
     Returns:
         Metrics nll_sum (nats) and token_weight_sum (of P / (P + shaping)).
 
-    Source: LUFFY, arXiv:2504.14945.
+    Source: LUFFY, arXiv:2504.14945; without shaping SRFT, arXiv:2506.19767.
     """
     mask = token_scale != 0
     taken = torch.where(mask, logprobs, 0.0)
@@ -87,5 +90,5 @@ def mixture_ratio(
     )
 
 
-def _shaped(ratio: Tensor, shaping: float) -> Tensor:
-    return ratio / (ratio + shaping)
+def _shaped(ratio: Tensor, shaping: float | None) -> Tensor:
+    return ratio if shaping is None else ratio / (ratio + shaping)

@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from learner.losses.distillation.functions import DISTILLATION_LOSSES
 from learner.losses.expert import mixture_ratio, shaped_likelihood, shaped_ratio
 from learner.losses.group import GROUP_LOSSES
 from learner.losses.imitation import negative_log_likelihood
+from learner.losses.mixing import MIXING_LOSSES
 from learner.losses.output import LossOutput
 from learner.losses.preference import PREFERENCE_LOSSES
 from learner.losses.regularizers import (
@@ -70,6 +72,8 @@ LOSSES: Mapping[str, LossEntry] = {
         *GROUP_LOSSES,
         *PREFERENCE_LOSSES,
         *UPDATE_WIDE_LOSSES,
+        *MIXING_LOSSES,
+        *DISTILLATION_LOSSES,
     )
 }
 """Name of a loss in a Term to what evaluates it."""

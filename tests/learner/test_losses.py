@@ -213,6 +213,10 @@ def columns_read(name):
     return set(LOSSES[name].columns)
 
 
+def trained_column(name):
+    return {"entropy_bonus": "entropy", "teacher_divergence": "divergence"}.get(name, "logprobs")
+
+
 def _evaluate(name, columns):
     """Loss, gradient of every input, metrics; every column asks for a gradient, to see who passes one on."""
     entry = LOSSES[name]
@@ -227,6 +231,8 @@ def _columns_of(seed, n=24):
     names = {"pi": "logprobs", "mu": "behavior_logprobs", "ref": "reference_logprobs", "a": "advantages"}
     columns = {names.get(key, "token_scale"): F.flat(*values) for key, values in c.items()}
     columns["entropy"] = -columns["logprobs"]
+    columns["divergence"] = columns["reference_logprobs"].square()
+    columns["teacher_logprobs"] = columns["reference_logprobs"].roll(3)
     columns["proximal_logprobs"] = columns["behavior_logprobs"].roll(1)
     columns["sequence_ids"] = torch.arange(n, dtype=torch.float64).div(4, rounding_mode="floor")
     columns["group_ids"] = torch.arange(n, dtype=torch.float64).div(8, rounding_mode="floor")
@@ -242,7 +248,7 @@ def _columns_of(seed, n=24):
 @pytest.mark.parametrize("name", LOSSES)
 def test_only_the_trained_column_carries_gradient(name):
     _, leaves = _evaluate(name, _columns_of(0))
-    trained = "entropy" if name == "entropy_bonus" else "logprobs"
+    trained = trained_column(name)
     for key, leaf in leaves.items():
         if key == trained:
             assert leaf.grad is not None
@@ -302,7 +308,7 @@ def test_nothing_selected_is_a_connected_zero(name, n):
     output, leaves = _evaluate(name, columns)
     assert output.loss.item() == 0.0
     assert all(value.item() == 0.0 for value in output.metrics.values())
-    trained = leaves["entropy" if name == "entropy_bonus" else "logprobs"]
+    trained = leaves[trained_column(name)]
     assert trained.grad is not None
     assert trained.grad.tolist() == [0.0] * n
 

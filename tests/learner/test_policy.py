@@ -40,7 +40,7 @@ def test_log_probs_and_gradients_equal_separate_forward_passes(monkeypatch, max_
 
     policy = Policy(model, temperature=0.8, chunk_tokens=16)
     batch = micro_batch(groups, share_prefixes=share_prefixes)
-    got, entropy = policy(batch)
+    got, entropy = policy(batch)[:2]
     (got * weights).sum().backward()
 
     assert entropy is None
@@ -87,7 +87,7 @@ def test_varlen_refuses_shared_prefixes():
 def test_entropy_of_each_trained_token():
     model, groups = tiny_model(), random_groups([(4, (3, 2))])
     policy = Policy(model)
-    _, entropy = policy(micro_batch(groups), with_entropy=True)
+    entropy = policy(micro_batch(groups), with_entropy=True).entropy
     expected = []
     for trajectory in groups[0].trajectories:
         ids = torch.tensor(trajectory.token_ids, dtype=torch.int64)
@@ -135,7 +135,7 @@ def test_bfloat16_compute_keeps_fp32_master_weights():
     groups = random_groups(SHAPE)
     policy = Policy(tiny_model(), compute_dtype=torch.bfloat16)
     expected = reference_logprobs(tiny_model(), groups)
-    got, _ = policy(micro_batch(groups))
+    got = policy(micro_batch(groups)).logprobs
     got.sum().backward()
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in policy.parameters()} == {torch.float32}
@@ -146,7 +146,7 @@ def test_lora_trains_adapters_only_and_starts_at_the_base_model():
     groups = random_groups(SHAPE)
     expected = Policy(tiny_model())(micro_batch(groups))[0].detach()
     policy = Policy(tiny_model(), lora=LoRAConfig(rank=4))
-    got, _ = policy(micro_batch(groups))
+    got = policy(micro_batch(groups)).logprobs
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-6)
     got.sum().backward()
     trained = {name for name, p in policy.named_parameters() if p.grad is not None}

@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing
 
 from learner import statistics
+from learner.config import ClippedSurrogate, Term
 from learner.logprobs import vocabulary_measures
 from learner.losses.updatewide import (
     covariance_clipped_surrogate,
@@ -27,6 +28,8 @@ from tests.learner.rank_process import (
     run_whole_update_terms,
     weights,
 )
+
+WHOLE_UPDATE_TERMS_ON_OWN_PAST = [t.model_copy(update={"source": "own_past"}) for t in WHOLE_UPDATE_TERMS]
 
 BAPO = {"target": 0.5, "low": 0.6, "low_max": 0.8, "high": 1.2, "high_max": 2.0, "increment": 0.05}
 
@@ -202,7 +205,8 @@ def test_measures_of_the_vocabulary():
     measures = vocabulary_measures(hidden, weight, floor=0.1, temperature=0.7, chunk_tokens=3)
     largest = probabilities.amax(1)
     kept = torch.where(probabilities >= 0.1 * largest[:, None], probabilities, 0.0).sum(1)
-    expected = torch.stack([probabilities.square().sum(1), largest.log(), kept])
+    entropy = -(probabilities * probabilities.log()).sum(1)
+    expected = torch.stack([probabilities.square().sum(1), largest.log(), kept, entropy])
     torch.testing.assert_close(measures.double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -228,6 +232,13 @@ def test_statistics_do_not_depend_on_micro_batches(tiny_folder, one_rank):
     assert report.num_micro_batches > one_rank[0].num_micro_batches
     assert report.terms["live/protected_surrogate"]["protected_fraction"] > 0
     assert_same(report.terms, weights(trainer), one_rank)
+
+
+def test_an_update_without_tokens_of_a_statistics_term(tiny_folder):
+    trainer = make_trainer(tiny_folder, CONFIG, [Term(loss=ClippedSurrogate()), *WHOLE_UPDATE_TERMS_ON_OWN_PAST])
+    report = trainer.step(batch(0), 0)
+    assert not report.skipped
+    assert {report.terms[label]["loss"] for label in report.terms if label.startswith("own_past")} == {0.0}
 
 
 @pytest.mark.multi_rank

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.evaluate_model import _by_split, _estimate, evaluate_model
+from orchestrator.evaluate_model import AnsweredTask, _estimate, by_split, evaluate_model
 from orchestrator.load_config import load_run_config
 from rewards.task import Task
 from rewards.verdict import Status, Verdict
@@ -31,12 +31,29 @@ def test_tasks_with_too_few_scored_samples_are_left_out():
 def test_splits_and_unscored_samples():
     tasks = [Task(task_id=str(i), prompt="x", tags={"kind": "ab"[i % 2]}) for i in range(4)]
     verdicts = [[RIGHT, RIGHT], [WRONG, UNSCORED], [RIGHT, WRONG], [WRONG, WRONG]]
-    results = _by_split(list(zip(tasks, verdicts, strict=True)), "kind", [1, 2])
+    results = by_split(
+        [AnsweredTask(t, ("",) * 2, tuple(v)) for t, v in zip(tasks, verdicts, strict=True)], "kind", [1, 2]
+    )
     assert set(results) == {"all", "a", "b"}
     assert results["a"].pass_at[1].value == 0.75
     assert results["b"].pass_at[1].value == 0.0
     assert results["b"].pass_at[2].n == 1
     assert (results["all"].num_tasks, results["all"].unscored) == (4, 1)
+
+
+def test_votes_and_reasoning_of_the_same_samples():
+    """Two of three say 5, which is right; the reasoning of one of them is unsound, of the other unjudged."""
+    answers = ("so 5", "thus 5", "it is 6")
+    verdicts = tuple(
+        Verdict(score=float(right), status=Status.SCORED, components={"sound": sound}, correct=right)
+        for right, sound in ((True, 0.0), (True, None), (False, 1.0))
+    )
+    answered = [AnsweredTask(Task(task_id="t", prompt="2 + 3"), answers, verdicts)]
+    result = by_split(answered, None, [1, 2, 3], majority="last_number", reasoning="sound")["all"]
+    assert [result.majority_at[k].value for k in (1, 2, 3)] == pytest.approx([2 / 3, 2 / 3, 1.0])
+    assert {k: e.value for k, e in result.cot_pass_at.items()} == {1: 0.0, 2: 0.0}
+    with pytest.raises(ValueError, match="no component 'logic'"):
+        by_split(answered, None, [1], reasoning="logic")
 
 
 def test_sampled_judged_and_counted_with_a_real_model(tiny_model_path):

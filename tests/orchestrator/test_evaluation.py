@@ -1,7 +1,12 @@
+import pytest
+
 from actors.rollout_worker import EvaluatedTask, PinnedEvaluation
 from orchestrator.evaluation import summarise
+from rewards.config import RewardComponent, RewardConfig
+from rewards.rubric import combine
 from rewards.trajectory import PolicyVersion
 from rewards.verdict import Status, Verdict
+from rewards.wire import verdict_from_json, verdict_to_json
 
 
 def answered(name: str, coverage: str, *scores: float | None) -> EvaluatedTask:
@@ -34,3 +39,25 @@ def test_accuracy_is_reported_whole_and_by_tag_and_unscored_samples_are_not_fail
 def test_an_evaluation_in_which_nothing_was_scored_has_the_widest_interval():
     evaluation = summarise(PinnedEvaluation(PolicyVersion(0), 0, 1.0, (answered("a", "covered", None),)), None)
     assert (evaluation.splits["all"].low, evaluation.splits["all"].high) == (0.0, 1.0)
+
+
+def test_right_is_what_the_success_component_says_and_not_what_is_paid():
+    """A wrong answer is paid for its form, a right one is charged more for its length than it earns."""
+    parts = {
+        "correct": RewardComponent(verifier="final_number"),
+        "form": RewardComponent(verifier="format_tags", weight=0.5),
+        "length": RewardComponent(verifier="soft_overlong", weight=2.0),
+    }
+    config = RewardConfig(components=parts)
+    paid_wrong = combine(config, {n: Verdict.scored(s) for n, s in {"correct": 0, "form": 1, "length": 0}.items()})
+    charged_right = combine(config, {n: Verdict.scored(s) for n, s in {"correct": 1, "form": 0, "length": -1}.items()})
+    assert (paid_wrong.score, charged_right.score) == (0.5, -1.0)
+    tasks = tuple(EvaluatedTask(n, {}, ("",), (v,)) for n, v in {"a": paid_wrong, "b": charged_right}.items())
+    assert [v.is_right for task in tasks for v in task.verdicts] == [False, True]
+    assert summarise(PinnedEvaluation(PolicyVersion(0), 0, 1.0, tasks), None).splits["all"].correct == 1
+    assert verdict_from_json(verdict_to_json(charged_right)).is_right
+
+
+def test_a_success_that_could_be_missing_is_refused():
+    with pytest.raises(ValueError, match=r"reward\.success='form' is optional"):
+        RewardConfig(components={"form": RewardComponent(verifier="format_tags", required=False)}, success="form")

@@ -1,3 +1,5 @@
+import json
+import shutil
 import sys
 
 import pytest
@@ -7,6 +9,7 @@ from orchestrator.load_config import load_run_config
 from orchestrator.preflight import (
     PreflightError,
     answer_problems,
+    companion_problems,
     core_problems,
     engine_problems,
     evaluation_problems,
@@ -266,6 +269,26 @@ def test_needs_that_no_box_supplies():
 @pytest.mark.parametrize("recipe", ["chord_mu", "sft", "dapo", "sft_then_rl"])
 def test_what_the_recipes_need_is_supplied(recipe):
     assert not list(source_problems(config(recipe=recipe)))
+
+
+def test_a_term_says_which_settings_it_is_missing():
+    (told,) = source_problems(config("learner.teacher=null", recipe="gkd"))
+    assert "terms[0] (teacher_divergence on 'live') needs divergence: set learner.teacher" in told
+
+
+def test_a_teacher_must_read_the_same_tokens(model, tmp_path):
+    own = config(f"model={model}", f"learner.teacher.model={model}", recipe="opd")
+    assert not list(companion_problems(own, model))
+    other = shutil.copytree(model, tmp_path / "other")
+    vocabulary = json.loads((other / "tokenizer.json").read_text())
+    first, second = list(vocabulary["model"]["vocab"])[-2:]
+    ids = vocabulary["model"]["vocab"]
+    ids[first], ids[second] = ids[second], ids[first]
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (told,) = companion_problems(config(f"model={model}", f"learner.teacher.model={other}", recipe="opd"), model)
+    assert "another tokenizer" in told
+    (told,) = companion_problems(config(f"learner.teacher.model={tmp_path / 'none'}", recipe="opd"), model)
+    assert told.startswith("learner.teacher.model")
 
 
 def test_tasks_without_answers():

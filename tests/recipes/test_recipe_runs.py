@@ -24,13 +24,20 @@ SMALL = (
     "tracking.sinks=[]",
 )
 
+SLOW = {"demo_regularized", "diversity_precision", "dph_rl", "otr", "rl_plus", "sophia", "visurf"}
+"""All of their machinery runs in other recipes."""
+
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in recipe_names()]
+)
 async def test_a_recipe_runs_to_its_end_on_the_tiny_model(name, tmp_path, tiny_model_path):
     base = load_run_config(name, [])
     groups = min(base.replay.groups_per_update, 9)
     changes = [*SMALL, f"model={tiny_model_path}", f"replay.groups_per_update={groups}"]
+    if base.learner.teacher is not None:
+        changes.append(f"learner.teacher.model={tiny_model_path}")
     summary = await run_local(load_run_config(name, changes), tmp_path / name)
     assert (summary["step"], summary["phase"], summary["age_violations"]) == (3, "done", 0)
     assert summary["unknown_metrics"] == {}

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.statistics import accuracy, bootstrap_interval, mean, pass_at_k, wilson_interval
+from rewards.statistics import (
+    accuracy,
+    bootstrap_interval,
+    cot_pass_at_k,
+    majority_at_k,
+    mean,
+    pass_at_k,
+    settled,
+    wilson_interval,
+)
 
 
 def test_pass_at_k_worked_example():
@@ -28,6 +37,46 @@ def test_pass_at_k_with_large_counts_agrees_with_binomials():
 def test_pass_at_k_refuses_impossible_counts(counts):
     with pytest.raises(ValueError, match="pass@k needs"):
         pass_at_k(*counts)
+
+
+def test_cot_pass_at_k_counts_right_answers_with_sound_reasoning():
+    right, sound = [True] * 3 + [False] * 7, [True, True, False] + [None] * 7
+    assert cot_pass_at_k(right, sound, 5) == pytest.approx(0.777778, abs=1e-6)
+    assert cot_pass_at_k([True, True], [None, True], 1) == 1.0  # nobody judged the first, so it leaves n
+    assert cot_pass_at_k([True, True], [None, True], 2) is None
+    assert cot_pass_at_k([False], [True], 1) == 0.0
+
+
+def test_settled_votes():
+    votes = [True, True, None, False]
+    assert [settled(votes, rule) for rule in ("any", "majority", "all")] == [True, True, False]
+    assert settled([None]) is None
+    assert settled([True, False]) is None
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=6).flatmap(
+        lambda answers: st.tuples(st.just(answers), st.integers(1, len(answers)))
+    )
+)
+def test_majority_is_the_share_of_subsets_in_which_the_right_answer_leads(drawn):
+    answers, k = drawn
+    values = []
+    for subset in itertools.combinations(answers, k):
+        counts = {a: subset.count(a) for a in subset if a is not None}
+        leaders = [a for a, count in counts.items() if count == max(counts.values())]
+        values.append(leaders.count("a") / len(leaders) if leaders else 0.0)
+    found = majority_at_k(answers, [a == "a" for a in answers], k, np.random.default_rng(0))
+    assert found == pytest.approx(sum(values) / len(values), abs=1e-12)
+
+
+def test_majority_of_many_samples_is_drawn():
+    answers = ["5"] * 24 + ["6"] * 16
+    exact = sum(math.comb(24, i) * math.comb(16, 9 - i) for i in range(5, 10)) / math.comb(40, 9)
+    found = majority_at_k(answers, [a == "5" for a in answers], 9, np.random.default_rng(0), num_draws=20_000)
+    assert found == pytest.approx(exact, abs=0.015)
+    with pytest.raises(ValueError, match="both right and wrong"):
+        majority_at_k(["5", "5"], [True, False], 1, np.random.default_rng(0))
 
 
 def test_wilson_worked_examples():
