@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.config import ReplayConfig
-from actors.ports import BatchLease, RunFinished, StalledError, Ticket
+from actors.ports import BatchLease, RunFinished, StaleEpochError, StalledError, Ticket
 from actors.replay.core import ReplayCore
 from actors.replay.log import ReplayLog
 from rewards.trajectory import Group, PolicyVersion
@@ -97,8 +97,12 @@ class ReplayCache:
         self._serve()
 
     async def release_worker(self, worker_id: str) -> None:
-        """Whoever had this name is gone: its tickets come back at once, so that others may sample in their place."""
+        """Whoever had this name is gone: its tickets come back at once, so that others may sample in their place, and
+        its requests that still wait are given up, or the next tickets would go to nobody."""
         self._core.release_worker(worker_id)
+        for waiter in self._ticket_waiters:
+            if waiter.name == worker_id and not waiter.future.done():
+                waiter.future.set_exception(StaleEpochError(f"{worker_id} was replaced while it waited for a ticket"))
         self._serve()
 
     async def put(self, group: Group) -> None:
