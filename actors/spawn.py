@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import assembly
 from actors.assembly import RunSpec
 from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker, RankPort
 from actors.pools import ScorePool
+from actors.remote import LOST, ActorPort, Joined, Located, end_actor, this_node
 from actors.replay.cache import ReplayCache
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
@@ -29,77 +27,17 @@ from actors.transports.tensor_file import Bytes
 from actors.weights import VersionGoneError, WeightStore
 from rewards.task import Task
 from rewards.tasks import load_tasks
-from rewards.trajectory import Group, PolicyVersion
-
-LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
-"""A process of the run is gone or cannot be reached."""
+from rewards.trajectory import Group, PolicyVersion, Trajectory
+from rewards.verdict import Verdict
 
 REMOVE_TIMEOUT_S = 30.0
 
-RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, *(5.0,) * 24)
-"""Waits between tries of a keyed call; the actor that takes a lost one's place answers long before the last."""
-
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
 """A learner rank that does not say where it is within this time is gone."""
 
 MAX_CALLS = 1 << 16
 """Calls one box serves at a time. Most of them wait (each loop of each worker for a ticket), and with Ray's 1,000 the
 puts and commits that end their waits would not get in."""
-
-
-class ActorPort:
-    """An actor's methods as coroutines.
-
-    Calls to boxes that keep state under a name are retried against the current holder of that name: every mutating
-    call carries a key, so a call that ran although its reply was lost does nothing the second time.
-    """
-
-    def __init__(self, handle: Any, *, name: str | None = None, namespace: str | None = None) -> None:
-        self._handle, self._name, self._namespace = handle, name, namespace
-
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        if method.startswith("_"):
-            raise AttributeError(method)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            for delay in (*RETRY_DELAYS_S, None):
-                try:
-                    return await getattr(self._handle, method).remote(*args, **kwargs)
-                except LOST:
-                    if self._name is None or delay is None:
-                        raise
-                    await asyncio.sleep(delay)
-                    self._reattach(self._name)
-
-        return call
-
-    def _reattach(self, name: str) -> None:
-        with suppress(ValueError):  # no holder of that name yet; the next try asks again
-            self._handle = ray.get_actor(name, self._namespace)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _port, (self._handle, self._name, self._namespace)
-
-
-def _port(handle: Any, name: str | None, namespace: str | None) -> ActorPort:
-    return ActorPort(handle, name=name, namespace=namespace)
-
-
-class Joined:
-    """One long call that several callers wait for; a caller that goes away does not end it."""
-
-    def __init__(self) -> None:
-        self._task: asyncio.Task[Any] | None = None
-
-    @property
-    def has_begun(self) -> bool:
-        return self._task is not None
-
-    async def join(self, begin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """The result of the one call, which the first caller begins."""
-        if self._task is None:
-            self._task = asyncio.ensure_future(begin())
-        return await asyncio.shield(self._task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +49,6 @@ class Boxes:
     weights: Any
     scoring: tuple[Any, ...]
     report: Any
-
-
-class Located:
-    """Says where a box runs; another process id tells that its process was replaced."""
-
-    async def place(self) -> tuple[str, int]:
-        """Ray's id of the node, and the process id on it."""
-        return _this_node(), os.getpid()
 
 
 class ReplayActor(Located, ReplayCache):
@@ -158,7 +88,7 @@ class WeightStoreActor(Located, WeightStore):
         self._shipper = Shipper(RayChunks())
 
     async def node(self) -> str:
-        return _this_node()
+        return this_node()
 
     async def shipped(self, version: PolicyVersion) -> ShippedVersion:
         """Raises VersionGoneError when the version is not the newest any more."""
@@ -173,6 +103,18 @@ class RewardActor(Located, RewardWorker):
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(spec.reward)
+        self._num_asked = 0
+
+    async def score(self, task: Task, answers: Sequence[str], trajectories: Sequence[Trajectory]) -> list[Verdict]:
+        self._num_asked += 1
+        try:
+            return await super().score(task, answers, trajectories)
+        finally:
+            self._num_asked -= 1
+
+    async def num_asked(self) -> int:
+        """Calls that wait for their verdicts."""
+        return self._num_asked
 
 
 class RolloutActor(Located):
@@ -185,13 +127,13 @@ class RolloutActor(Located):
     def __init__(self, spec: RunSpec, worker_id: str, boxes: Boxes) -> None:
         spec = assembly.on_this_node(spec)
         self._model_path, reward = spec.model_path, spec.reward
-        scoring = ScorePool(
+        self._scoring = ScorePool(
             boxes.scoring, lost=LOST, num_retries=reward.num_retries, hedge_after_s=reward.hedge_worker_after_s
         )
         ports = RolloutPorts(
             tasks=boxes.tasks,
             replay=boxes.replay,
-            scoring=scoring,
+            scoring=self._scoring,
             weights=_weights_for_this_node(spec, boxes.weights),
             report=boxes.report,
         )
@@ -205,6 +147,10 @@ class RolloutActor(Located):
 
     async def run(self, *, sample: bool = True) -> None:
         await self._running.join(lambda: self._worker.run(sample=sample))
+
+    async def set_scoring(self, ports: Sequence[Any]) -> None:
+        """From now on these reward workers judge."""
+        self._scoring.resize(ports)
 
     async def leaves(self) -> bool:
         """Whether it was told to drain."""
@@ -316,8 +262,8 @@ def spawn_weight_store(spec: RunSpec, namespace: str, node: str) -> ActorPort:
     return _named(WeightStoreActor, "weights", namespace, spec, node=node)
 
 
-def spawn_reward_workers(spec: RunSpec, namespace: str) -> list[ActorPort]:
-    return [_named(RewardActor, f"reward-{i}", namespace, spec) for i in range(spec.reward.num_workers)]
+def spawn_reward_worker(spec: RunSpec, namespace: str, name: str) -> ActorPort:
+    return _named(RewardActor, name, namespace, spec)
 
 
 def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: Boxes) -> ActorPort:
@@ -350,7 +296,7 @@ class LearnerGroup:
         address = await first.free_address.remote() if others else None
         await asyncio.gather(*(rank.build.remote(address) for rank in self.ranks))
         await first.lead.remote(others, boxes)
-        return RemoteLeader(first)
+        return self.leader
 
     async def trains(self) -> bool:
         """Whether all ranks answer and their leader's loop has begun."""
@@ -364,6 +310,10 @@ class LearnerGroup:
         except (*LOST, TimeoutError):
             return False
         return True
+
+    @property
+    def leader(self) -> RemoteLeader:
+        return RemoteLeader(self.ranks[0])
 
     async def pids(self) -> dict[str, int]:
         places = await asyncio.gather(*(rank.place.remote() for rank in self.ranks))
@@ -402,27 +352,6 @@ async def place_learner(
     return LearnerGroup(spec, namespace, tuple(ranks), place)
 
 
-async def end_actor(name: str, namespace: str) -> None:
-    """Kills the actor of a name, where there is one, and waits until the name is free."""
-    with suppress(ValueError):
-        ray.kill(ray.get_actor(name, namespace))
-    while is_named(name, namespace):  # noqa: ASYNC110 - Ray sets no event
-        await asyncio.sleep(0.1)
-
-
-def is_named(name: str, namespace: str) -> bool:
-    try:
-        ray.get_actor(name, namespace)
-    except ValueError:
-        return False
-    return True
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether a process of the run is gone, also when another process was the one that noticed."""
-    return isinstance(error, LOST) or (isinstance(error, RayTaskError) and isinstance(error.cause, LOST))
-
-
 async def preload_experts(replay: ActorPort, groups: Sequence[Group], chunk: int = 512) -> None:
     """Puts frozen groups into the cache in calls of bounded size."""
     for start in range(0, len(groups), chunk):
@@ -440,7 +369,7 @@ def remove_on_all_nodes(folder: Path) -> None:
 def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
     if spec.weights.transport == "shared_files":
         return store
-    node = _this_node()
+    node = this_node()
     return NodeMirror(
         store,
         RayChunks(),
@@ -471,10 +400,6 @@ def _named(cls: type, name: str, namespace: str, *args: Any, node: str | None = 
 
 def _only_on(node: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node, soft=False)
-
-
-def _this_node() -> str:
-    return ray.get_runtime_context().get_node_id()
 
 
 def _threads(num: int) -> dict[str, str]:

@@ -13,10 +13,12 @@ from actors.rollout_worker import PinnedEvaluation
 from actors.run_checkpoint import RestorePoint, newest_restore_point
 from orchestrator.config import RunConfig
 from orchestrator.evaluation import summarise
-from orchestrator.fleet import RolloutFleet, RolloutSource
+from orchestrator.fleet import RolloutBox, RolloutFleet, RolloutSource, first_names
 from orchestrator.quietly import quietly
 from orchestrator.recorder import RunRecorder
 from orchestrator.run_files import RunFiles
+from orchestrator.run_log import write_json
+from orchestrator.scaling import LoadMeter, advise
 from orchestrator.services import LocatedBox, ServiceWatch
 from rewards.task import Task
 
@@ -102,6 +104,8 @@ class RunParts:
     max_respawns: int = 5
     services: Mapping[str, LocatedBox] = field(default_factory=dict)
     """Boxes in processes of their own that come back by themselves."""
+    rollout_names: Sequence[str] | None = None
+    """Of the rollout workers that are there already; None: as many as the configuration says."""
 
 
 class TooManyUnscoredSamplesError(RuntimeError):
@@ -118,22 +122,34 @@ class Conductor:
         self._alarms: set[tuple[str, str]] = set()
         self._stopping = False
         self._num_rebuilds = 0
+        self._scoring: Mapping[str, ScoringBox] = {f"reward-{i}": box for i, box in enumerate(parts.scoring)}
+        live_groups = round(config.replay.groups_per_update * config.replay.live_share)
+        self._meter = LoadMeter(config.rollout.concurrent_groups, live_groups)
+        self._services = ServiceWatch(parts.services, parts.rollouts.lost, recorder)
         self._fleet = RolloutFleet(
-            [f"rollout-{i}" for i in range(config.rollout.num_workers)],
+            parts.rollout_names or first_names(config.rollout.num_workers),
             parts.rollouts,
             recorder,
             parts.replay.release_worker,
             model_path=parts.model_path,
             max_respawns=parts.max_respawns,
             sample=config.replay.live_share > 0,
+            keep_names=lambda names: write_json(RunFiles(run_dir).fleet, list(names)),
         )
 
-    async def run(self, restore: RestorePoint | None = None) -> dict[str, Any]:
-        """Start, evaluate, train, evaluate, export; returns the summary that was written."""
+    async def run(self, restore: RestorePoint | None = None, *, goes_on: bool = False) -> dict[str, Any]:
+        """Start, evaluate, train, evaluate, export; returns the summary that was written.
+
+        Args:
+            goes_on: the boxes are in the middle of training, and only whoever watched them was lost.
+        """
         recorder, parts = self._recorder, self._parts
         try:
-            await self._start(restore)
-            if self._config.evaluation.at_start and restore is None:
+            if goes_on:
+                await self._take_over()
+            else:
+                await self._start(restore)
+            if self._config.evaluation.at_start and restore is None and not goes_on:
                 await self._evaluate(0)
             steps = await self._train()
             recorder.phase("finishing")
@@ -163,6 +179,19 @@ class Conductor:
     def num_rollout_workers(self) -> int:
         return self._fleet.size
 
+    @property
+    def rollout_workers(self) -> Sequence[RolloutBox]:
+        return list(self._fleet.workers.values())
+
+    @property
+    def is_training(self) -> bool:
+        return self._fleet.is_serving
+
+    def reward_changed(self, scoring: Mapping[str, ScoringBox], services: Mapping[str, LocatedBox]) -> None:
+        """Other reward workers judge now; these boxes are watched."""
+        self._scoring = dict(scoring)
+        self._services.watch(services)
+
     async def scale(self, *, rollout: int) -> None:
         """Lets rollout workers join or leave; returns before they have.
 
@@ -177,6 +206,14 @@ class Conductor:
         await self._rolled_back(restore)
         await self._restored(restore)
         await self._fleet.start()
+
+    async def _take_over(self) -> None:
+        """Goes on watching; what the workers have counted so far was counted already."""
+        await self._recorder.event("supervisor_replaced", {"step": self._recorder.step})
+        every = self._config.evaluation.every
+        self._evaluated_steps = {e.step // every * every for e in self._recorder.evaluations} if every else set()
+        await self._fleet.attach()
+        await self._collect(is_known=True)
 
     async def _rolled_back(self, restore: RestorePoint | None) -> None:
         """The replay cache's history goes on from a checkpoint; without one it starts over."""
@@ -197,8 +234,7 @@ class Conductor:
         await self._collect()
         self._recorder.training_began()
         learner = asyncio.ensure_future(self._learn())
-        watch = ServiceWatch(parts.services, parts.rollouts.lost, self._recorder)
-        others = [asyncio.ensure_future(loop) for loop in (fleet.serve(), self._watch(), watch.run())]
+        others = [asyncio.ensure_future(loop) for loop in (fleet.serve(), self._watch(), self._services.run())]
         try:
             await asyncio.wait({learner, *others}, return_when=asyncio.FIRST_COMPLETED)
             for ended in (task for task in others if task.done() and not learner.done()):
@@ -245,21 +281,43 @@ class Conductor:
         await recorder.event("learner_replaced", details)
 
     async def _watch(self) -> None:
-        """Polls numbers, triggers evaluations, and stops a run whose rewards keep failing."""
+        """Polls numbers, triggers evaluations, stops a run whose rewards keep failing, and follows the load."""
+        scaling, decided_at = self._config.scaling, time.monotonic()
         while True:
             await asyncio.sleep(POLL_S)
             await self._collect()
+            if scaling.max_rollout_workers is not None and time.monotonic() - decided_at >= scaling.period_s:
+                decided_at = time.monotonic()
+                await self._follow_load()
             every = self._config.evaluation.every
             due = self._recorder.step // every * every if every else 0
             if due > 0 and due not in self._evaluated_steps and due < self._config.num_steps:
                 self._evaluated_steps.add(due)
                 self._evaluations.add(asyncio.ensure_future(self._evaluate(due)))
 
-    async def _collect(self) -> None:
-        """The newest numbers of every box that answers."""
+    async def _follow_load(self) -> None:
+        """One rollout worker more or less, where the scaling policy says so."""
+        recorder, size = self._recorder, self._fleet.size
+        status = recorder.status()
+        load = self._meter.measure(
+            wall_s=recorder.wall_s,
+            lease_wait_s=recorder.lease_wait_s,
+            num_workers=size,
+            replay=status["workers"].get("replay", {}),
+            engines={name: status["workers"].get(name, {}) for name in self._fleet.workers},
+        )
+        if load is None:
+            return
+        advice = advise(load, self._config.scaling)
+        if advice.num_workers != size:
+            await recorder.event("rescaled", {"before": size, "after": advice.num_workers, "reason": advice.reason})
+            await self._fleet.resize(advice.num_workers)
+
+    async def _collect(self, *, is_known: bool = False) -> None:
+        """The newest numbers of every box that answers; those that are known already are not added up again."""
         parts, recorder = self._parts, self._recorder
         boxes = {"replay": parts.replay, "tasks": parts.tasks, **self._fleet.workers}
-        boxes |= {f"reward-{index}": box for index, box in enumerate(parts.scoring)}
+        boxes |= self._scoring
         answers = await asyncio.gather(*(quietly(asyncio.wait_for(box.stats(), ANSWER_S)) for box in boxes.values()))
         for name, values in zip(boxes, answers, strict=True):
             if not values:
@@ -269,7 +327,10 @@ class Conductor:
             elif name.startswith("reward-"):
                 self._check_unscored(values)
                 await self._tell_alarms(name, values.get("alarms", {}))
-            await recorder.report(name, _numbers(values))
+            if is_known:
+                recorder.counted_already(name, _numbers(values))
+            else:
+                await recorder.report(name, _numbers(values))
 
     async def _tell_alarms(self, worker: str, alarms: Mapping[str, str]) -> None:
         """An event for each alarm that began to ring."""
@@ -280,7 +341,7 @@ class Conductor:
 
     async def _slowest_samples(self) -> list[dict[str, Any]]:
         """The samples whose verdicts took longest, over all reward workers and pools."""
-        stats = [await quietly(box.stats()) or {} for box in self._parts.scoring]
+        stats = [await quietly(box.stats()) or {} for box in self._scoring.values()]
         slowest = [
             s | {"pool": pool} for one in stats for pool, samples in one.get("slowest", {}).items() for s in samples
         ]
@@ -329,7 +390,7 @@ class Conductor:
     async def _close(self) -> None:
         await asyncio.gather(
             self._fleet.close(),
-            *(quietly(box.close()) for box in self._parts.scoring),
+            *(quietly(box.close()) for box in self._scoring.values()),
         )
         self._recorder.close()
 

@@ -35,6 +35,11 @@ class RunFiles:
         return self.root / "model"
 
     @property
+    def fleet(self) -> Path:
+        """Names of the rollout workers the run should have now."""
+        return self.state / "fleet.json"
+
+    @property
     def cluster(self) -> Path:
         """How to reach the running graph: Ray address and namespace."""
         return self.root / "cluster.json"

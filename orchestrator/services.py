@@ -34,11 +34,27 @@ class ServiceWatch:
         self, boxes: Mapping[str, LocatedBox], lost: tuple[type[BaseException], ...], recorder: RunRecorder
     ) -> None:
         self._boxes, self._lost, self._recorder = dict(boxes), lost, recorder
+        self._changed = asyncio.Event()
+
+    def watch(self, boxes: Mapping[str, LocatedBox]) -> None:
+        """From now on these; those that were watched before are not told of anew."""
+        self._boxes = dict(boxes)
+        self._changed.set()
 
     async def run(self) -> None:
         """Until cancelled."""
-        await asyncio.gather(*(self._follow(name, box) for name, box in self._boxes.items()))
-        await asyncio.Event().wait()  # there are none
+        watches: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                self._changed.clear()
+                for name in watches.keys() - self._boxes.keys():
+                    watches.pop(name).cancel()
+                for name in self._boxes.keys() - watches.keys():
+                    watches[name] = asyncio.ensure_future(self._follow(name, self._boxes[name]))
+                await self._changed.wait()
+        finally:
+            for watch in watches.values():
+                watch.cancel()
 
     async def _follow(self, name: str, box: LocatedBox) -> None:
         known: tuple[str, int] | None = None

@@ -2,7 +2,7 @@
 
 Boxes, loops, conductor and fleet are the real ones; an engine is simulated, and a rank computes something small. A
 killed box is left as it was at that moment: what waits in it waits for ever, and another one is built over its folder,
-as Ray does with a process. Callers ask again, as `actors.spawn.ActorPort` does. A killed worker or learner makes no
+as Ray does with a process. Callers ask again, as `actors.remote.ActorPort` does. A killed worker or learner makes no
 further call.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 
 from actors.config import EngineConfig, ReplayConfig, RolloutConfig, SamplingConfig, WeightsConfig
-from actors.engines.protocol import WeightUpdate
+from actors.engines.protocol import EngineError, WeightUpdate
 from actors.engines.simulated import SimulatedEngine
 from actors.finisher import Finisher
 from actors.learner_worker import LearnerPlan, LearnerPorts, LearnerWorker
@@ -31,6 +33,7 @@ from actors.task_feed import TaskFeed
 from actors.weights import WeightStore, write_version
 from learner.config import ClippedSurrogate, Term
 from learner.trainer import StepReport
+from orchestrator.audit import audit_run
 from orchestrator.conductor import Conductor, RunParts
 from orchestrator.config import CheckpointConfig, EvaluationConfig, RunConfig, TrackingConfig
 from orchestrator.recorder import RunRecorder
@@ -130,7 +133,7 @@ class Port:
                 self._end_with_the_caller()
                 self._graph.passes(f"{self._name}.{method} done")
                 self._end_with_the_caller()
-                if not life.is_dead:
+                if not life.is_dead and not self._graph.loses_reply():
                     return work.result()
 
         return call
@@ -207,6 +210,8 @@ class Graph:
 
     Attributes:
         kills: in the order of their points; those that fired are in `fired`, with the call they fell on.
+        engine_faults: options of a worker's engine, for its first life, its second, ...
+        lost_replies: share of the calls that were served and whose caller does not learn of it, and asks again.
         points: moments passed: before and after each call of a box.
     """
 
@@ -218,13 +223,17 @@ class Graph:
     max_age: int = 1
     concurrent_groups: int = 2
     checkpoint_every: int = 2
+    engine_faults: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    lost_replies: float = 0.0
     points: int = 0
+    num_lost_replies: int = 0
     incarnation: int = 0
     fired: list[tuple[Kill, str]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
     boxes: dict[str, tuple[Life, Any]] = field(default_factory=dict)
     lives: dict[str, Life] = field(default_factory=dict)
     left_behind: list[asyncio.Future[Any]] = field(default_factory=list)
+    _draw: random.Random = field(default_factory=lambda: random.Random(0))
 
     async def run(self) -> dict[str, Any]:
         """To the end, whatever dies on the way; returns the summary."""
@@ -254,6 +263,11 @@ class Graph:
             kill = self.kills[len(self.fired)]
             self.fired.append((kill, call))
             self._kill(kill.victim)
+
+    def loses_reply(self) -> bool:
+        lost = self._draw.random() < self.lost_replies
+        self.num_lost_replies += lost
+        return lost
 
     def _kill(self, victim: str) -> None:
         if victim == "all":
@@ -315,10 +329,11 @@ class Graph:
 class Rollouts:
     """RolloutSource of the graph."""
 
-    lost: tuple[type[BaseException], ...] = (KilledError,)
+    lost: tuple[type[BaseException], ...] = (KilledError, EngineError)
 
     def __init__(self, graph: Graph, recorder: RunRecorder) -> None:
         self._graph, self._recorder = graph, recorder
+        self._num_lives: Counter[str] = Counter()
 
     async def spawn(self, name: str) -> Any:
         graph, config = self._graph, self._graph._config()
@@ -334,13 +349,19 @@ class Rollouts:
             name,
             config.rollout,
             WeightsConfig(),
-            SimulatedEngine(config.rollout.engine),
+            SimulatedEngine(self._engine(name, config.rollout.engine)),
             graph.renderer,
             Finisher(()),
             ports,
             seed=config.seed,
         )
         return Process(life, worker)
+
+    def _engine(self, name: str, config: EngineConfig) -> EngineConfig:
+        self._num_lives[name] += 1
+        faults = self._graph.engine_faults.get(name, ())
+        changes = faults[self._num_lives[name] - 1] if self._num_lives[name] <= len(faults) else {}
+        return config.model_copy(update={"options": {**config.options, **changes}})
 
     async def remove(self, name: str) -> None: ...
 
@@ -384,8 +405,25 @@ class Learners:
         return Process(life, LearnerWorker(plan, ports))
 
 
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
 def trained_groups(folder: Path) -> list[list[str]]:
     """Group ids of each step, as the newest checkpoint's manifest says."""
     newest = max((folder / "checkpoints").glob("step-*"))
     batches = json.loads((newest / "batches.json").read_text())
     return [batches[str(step)] for step in range(len(batches))]
+
+
+async def checked(graph: Graph) -> dict[str, Any]:
+    """Runs it to the end and checks the books; the summary."""
+    told = f"kills {graph.kills}"
+    summary = await graph.run()
+    report = audit_run(graph.folder)
+    assert report.ok, "\n".join([told, *(f"{kill} at {call}" for kill, call in graph.fired), *report.lines()])
+    assert (summary["step"], summary["age_violations"]) == (graph.num_steps, 0), told
+    every = [group_id for group_ids in trained_groups(graph.folder) for group_id in group_ids]
+    assert len(every) == len(set(every)) == 2 * graph.num_steps, told
+    return summary

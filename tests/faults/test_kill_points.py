@@ -6,44 +6,15 @@ import itertools
 import os
 import random
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from actors.renderer import Renderer
-from orchestrator.audit import audit_run
-from tests.actors.fakes import save_character_tokenizer
-from tests.faults.graph import Graph, Kill, trained_groups
+from tests.faults.graph import Graph, Kill, checked
 
 VICTIMS = ("replay", "tasks", "weights", "rollout-0", "rollout-1", "learner", "all")
-
-
-@pytest.fixture(scope="module")
-def renderer(tmp_path_factory) -> Renderer:
-    return Renderer(str(save_character_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """In memory where possible: what is tested is the order of writes, and a disk's fsync takes milliseconds."""
-    shared = Path("/dev/shm")
-    made = Path(tempfile.mkdtemp(prefix="braid-test-", dir=shared if os.access(shared, os.W_OK) else None))
-    yield made
-    shutil.rmtree(made)
-
-
-async def checked(graph: Graph) -> None:
-    """Runs it to the end and checks the books."""
-    told = f"kills {graph.kills}"
-    summary = await graph.run()
-    report = audit_run(graph.folder)
-    assert report.ok, "\n".join([told, *(f"{kill} at {call}" for kill, call in graph.fired), *report.lines()])
-    assert (summary["step"], summary["age_violations"]) == (graph.num_steps, 0), told
-    every = [group_id for group_ids in trained_groups(graph.folder) for group_id in group_ids]
-    assert len(every) == len(set(every)) == 2 * graph.num_steps, told
 
 
 async def num_points(folder: Path, renderer: Renderer) -> int:
