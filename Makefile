@@ -5,7 +5,7 @@ RUNS ?= runs
 JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-fast test-cluster test-vllm soak lint format clean
+.PHONY: demo test test-fast test-slow test-cluster test-vllm soak lint format clean
 
 $(VENV)/.braid-installed: pyproject.toml deploy/install.sh deploy/requirements-cpu.txt
 	deploy/install.sh $(VENV)
@@ -16,12 +16,17 @@ demo: install
 	$(BIN)/braid fetch-model smollm2-135m
 	$(BIN)/braid train arithmetic_demo --runs $(RUNS)
 
-test: install lint test-fast test-cluster test-vllm
+test: install lint test-fast test-slow test-cluster test-vllm
 
 # Tier 1: pure and in-process, no Ray; JOBS processes side by side.
 test-fast: install
 	$(BIN)/braid fetch-model tiny
 	$(PYTEST) -q -n $(JOBS) --dist worksteal
+
+# The rest of tier 1: recipes whose machinery others run already, and what takes longer than ten seconds.
+test-slow: install
+	$(BIN)/braid fetch-model tiny
+	$(PYTEST) -q -n $(JOBS) --dist worksteal -m "slow and not cluster and not vllm and not gpu and not soak"
 
 # Tier 2: the real Ray graph with simulated engines.
 test-cluster: install

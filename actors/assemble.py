@@ -144,5 +144,5 @@ def _expert_trajectory(
         roles=roles,
         behavior_logprobs=logprobs,
         turns=(Turn(start, start + length),),
-        verdict=Verdict.scored(1.0),
+        verdict=Verdict.scored(response.score),
     )

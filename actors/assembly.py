@@ -18,6 +18,8 @@ from actors.learner_worker import LearnerPlan, LearnerRank
 from actors.model_store import resolve_model
 from actors.renderer import Renderer
 from actors.replay.cache import ReplayCache
+from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.shard import ReplayShard
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.rules.config import donor_tables
@@ -45,6 +47,7 @@ class RunSpec:
         state_dir: durable state of the run (replay log, task log, checkpoints, issued versions).
         weights_dir: folder of published versions on the learner's node, in shared memory where there is any.
         incarnation: counts starts and resumes of the run.
+        pin_roles: processes of a role go only to nodes with its label.
     """
 
     model: str
@@ -68,6 +71,7 @@ class RunSpec:
     config_json: str = "{}"
     guidance: GuidanceConfig = GuidanceConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    pin_roles: bool = False
 
     @property
     def directory(self) -> Path:
@@ -102,7 +106,11 @@ def on_this_node(spec: RunSpec) -> RunSpec:
 
 def companion_models(config: LearnerConfig) -> dict[str, str]:
     """Models beside the policy that the learner's settings name, by role."""
-    named = {"reference": config.reference.model, "teacher": config.teacher and config.teacher.model}
+    named = {
+        "reference": config.reference.model,
+        "teacher": config.teacher and config.teacher.model,
+        "critic": config.critic and config.critic.model,
+    }
     return {role: model for role, model in named.items() if model is not None}
 
 
@@ -119,9 +127,16 @@ def make_renderer(spec: RunSpec) -> Renderer:
     return Renderer(spec.model_path, system_prompt=spec.system_prompt)
 
 
-def make_replay(spec: RunSpec) -> ReplayCache:
-    directory = spec.directory / "replay"
-    return ReplayCache(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
+def make_replay(spec: RunSpec) -> ReplayCache | ShardedReplay:
+    if spec.replay.num_shards == 1:
+        directory = spec.directory / "replay"
+        return ReplayCache(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
+    shards = [make_replay_shard(spec, shard) for shard in range(spec.replay.num_shards)]
+    return ShardedReplay(ReplayCoordinator(spec.replay, shards), shards)
+
+
+def make_replay_shard(spec: RunSpec, shard: int) -> ReplayShard:
+    return ReplayShard(spec.replay, directory=spec.directory / "replay", seed=spec.seed, shard=shard)
 
 
 def task_feed_options(spec: RunSpec, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -134,6 +149,7 @@ def task_feed_options(spec: RunSpec, tasks: Sequence[Task]) -> dict[str, Any]:
         "guidance": GuidancePolicy(spec.guidance, spec.seed) if guided else None,
         "stages": spec.curriculum.stages,
         "tables": donor_tables(spec.rollout.rules),
+        "donors_from": spec.curriculum.donors_from,
         "lease_timeout_s": spec.replay.ticket_timeout_s,
     }
 

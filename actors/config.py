@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from actors.replay.config import TableConfig
 from rewards.config import Section, SourceName
 
 
@@ -57,6 +58,19 @@ class SamplingConfig(Section):
         return self
 
 
+class LikelihoodConfig(Section):
+    """Pays an answer for how probable it makes the task's reference, which then follows it (RA3)."""
+
+    weight: float = 1.0
+    """Reward units per nat of gain."""
+    per_token: bool = True
+    """The gain is a mean over the reference's tokens instead of a sum."""
+    cost: float = Field(default=0.0, ge=0)
+    """Reward units an answer that is not empty costs."""
+    separator: str = "\n"
+    """Text between answer and reference."""
+
+
 class RolloutConfig(Section):
     """The workers that sample."""
 
@@ -76,8 +90,13 @@ class RolloutConfig(Section):
     """CPU cores Ray reserves for one worker; a number for scheduling, it limits nothing."""
     rules: tuple[str | dict[str, Any], ...] = ()
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
+    likelihood: LikelihoodConfig | None = None
+    """Adds the likelihood gain of the reference to each score; None pays for what the verifiers say alone."""
     drop_greedily_solved: bool = False
     """Each task is answered greedily first, and dropped when that answer is right (SELF)."""
+    greedy_baseline: bool = False
+    """Each group gets one more answer at temperature 0, which is judged like the others and never trained on: the
+    baseline of the advantage "over_greedy" (ReMax)."""
 
     @model_validator(mode="after")
     def _prompt_has_room(self) -> RolloutConfig:
@@ -100,6 +119,20 @@ class ReplayConfig(Section):
     """Exact share of each batch's groups drawn from a source other than live, e.g. {"expert": "1/2"}."""
     max_uses: dict[SourceName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """How often one group may be trained on; absent: 1 for live, unlimited for expert, teacher and other_run."""
+    tables: dict[SourceName, TableConfig] = Field(default_factory=dict)
+    """How groups of each source are kept and chosen; absent ones follow the defaults of `TableConfig`."""
+    num_shards: int = Field(default=1, ge=1)
+    """Processes the groups are spread over; above 1 a coordinator decides over them. Byte and group limits of tables
+    then hold in each of them."""
+    memory_bytes: int = Field(default=1 << 30, ge=0)
+    """Packed groups kept in memory; the least recently used beyond it lie on disk alone. A cache without a folder
+    keeps everything in memory."""
+    held_bytes: int | None = Field(default=None, ge=1)
+    """Packed groups kept at all, trained ones included until a checkpoint covers them; above it no group is started
+    before its batch waits for it. None sets no limit."""
+    journal_bytes: int | None = Field(default=256 << 20, ge=1)
+    """Size of the journal above which it begins anew at the next checkpoint; an audit then follows every group from
+    there on. None keeps all of it."""
     lease_timeout_s: float = Field(default=600.0, gt=0)
     """A lease not committed by then returns its groups."""
     wait_timeout_s: float = Field(default=300.0, gt=0)
@@ -114,6 +147,16 @@ class ReplayConfig(Section):
         if not isinstance(quotas, dict):
             return quotas
         return {source: repr(share) if isinstance(share, float) else share for source, share in quotas.items()}
+
+    @model_validator(mode="after")
+    def _live_groups_are_never_in_the_way(self) -> ReplayConfig:
+        live = self.tables.get("live")
+        if live is not None and live.is_limited:
+            raise ValueError(
+                "tables.live has max_groups, max_bytes or max_per_prompt: evicting fresh rollouts would waste what "
+                "admission has just asked for. Lower replay.max_age, or set replay.held_bytes."
+            )
+        return self
 
     @model_validator(mode="after")
     def _quotas_are_shares(self) -> ReplayConfig:

@@ -1,8 +1,8 @@
 """Finisher: what becomes of a scored group, by the recipe's rules.
 
-A rule is a pure function `(group, leased task, ledger row or None, **options) -> action or None`. The first terminal
-action (Keep, Drop, Redo, Grow) decides; without one the group is kept. Splice changes the group for the rules after it;
-Fork, Retire and Stash accompany the decision, and count only when the group is not sampled further.
+A rule is a pure function `(group, leased task, ledger row or None, **options) -> action, tuple of actions, or None`.
+The first terminal action (Keep, Drop, Redo, Grow) decides; without one the group is kept. Splice changes the group for
+the rules after it; Fork, Retire and Stash accompany the decision, and count only when the group is not sampled further.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Decision:
         action: Keep, Drop, Redo or Grow.
         group: the group with its donors; as it came when it is sampled further, so that no donor joins twice.
         stashes, forks, is_retired: what accompanies a group that is finished.
+        refusal: why the replay cache did not take the group it was asked to keep.
     """
 
     action: TerminalAction
@@ -55,10 +56,13 @@ class Decision:
     stashes: tuple[Stash, ...] = ()
     forks: tuple[Fork, ...] = ()
     is_retired: bool = False
+    refusal: str | None = None
 
     @property
     def fate(self) -> str:
-        """Of a group that is not sampled further: stored, or dropped:<reason>."""
+        """Of a group that is not sampled further: stored, dropped:<reason> or refused:<reason>."""
+        if self.refusal is not None:
+            return f"refused:{self.refusal}"
         return f"dropped:{self.action.reason}" if isinstance(self.action, Drop) else "stored"
 
 
@@ -89,18 +93,17 @@ class Finisher:
         current, terminal = group, None
         accompanying: list[Action] = []
         for rule in self._rules:
-            action = rule.apply(current, leased, leased.row)
-            if action is None:
-                continue
-            _check(action, rule.name, current)
-            if isinstance(action, Redo | Grow) and terminal is None:
-                return Decision(action, group)
-            if isinstance(action, Splice) and terminal is None:
-                current = spliced(current, action)
-            elif isinstance(action, TerminalAction):
-                terminal = terminal or action
-            else:
-                accompanying.append(action)
+            answer = rule.apply(current, leased, leased.row)
+            for action in answer if isinstance(answer, tuple) else () if answer is None else (answer,):
+                _check(action, rule.name, current)
+                if isinstance(action, Redo | Grow) and terminal is None:
+                    return Decision(action, group)
+                if isinstance(action, Splice) and terminal is None:
+                    current = spliced(current, action)
+                elif isinstance(action, TerminalAction):
+                    terminal = terminal or action
+                else:
+                    accompanying.append(action)
         return Decision(
             terminal or Keep(),
             current,

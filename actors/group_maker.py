@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from actors.assemble import expert_group, group_from_completions
 from actors.config import RolloutConfig
@@ -15,6 +13,7 @@ from actors.contexts.render import PLAIN, Attempt, RenderedPrompt, guided_messag
 from actors.draws import sampling_seed
 from actors.engines.protocol import Engine, SamplingRequest
 from actors.finisher import Decision
+from actors.likelihood import Likelihoods
 from actors.ports import LeasedTask, Outcome, ScorePort, Ticket
 from actors.renderer import Renderer
 from actors.rules.actions import Fork
@@ -43,6 +42,7 @@ class GroupMaker:
         counts: Counter[str],
     ) -> None:
         self._config, self._engine, self._renderer, self._scoring = config, engine, renderer, scoring
+        self._likelihoods = Likelihoods(engine, renderer, config.engine.max_model_len)
         self._cues, self._seed, self._seconds, self._counts = cues, seed, seconds, counts
 
     async def sample(
@@ -62,7 +62,7 @@ class GroupMaker:
             previous: the group that holds the answer a context of kind feedback is about.
             temperature: instead of the configured one, for probes that are never trained on.
         """
-        sampling = self._config.sampling
+        sampling, is_trained = self._config.sampling, temperature is None
         temperature = sampling.temperature if temperature is None else temperature
         prompt = self._rendered(leased, previous)
         seed = sampling_seed(self._seed, leased.index, leased.attempt, attempt)
@@ -86,25 +86,34 @@ class GroupMaker:
             forced_ids=prompt.forced_ids,
             train_prompt_ids=prompt.train_prompt_ids,
         )
-        return await self._judged(leased.task, group)
+        group = await self._judged(leased.task, group)
+        if self._config.likelihood is None or not is_trained:
+            return group
+        return await self._likelihoods.paid(leased.task, group, self._config.likelihood)
 
-    async def with_experts(self, leased: LeasedTask, *, understood: bool) -> LeasedTask:
-        """The lease with the task's own expert answers among its donors, judged like anybody's.
-
-        Args:
-            understood: also measure how probable each donor makes the reference answer.
-        """
+    async def with_experts(self, leased: LeasedTask) -> LeasedTask:
+        """The lease with the task's own expert answers among its donors, judged like anybody's; rejected ones not."""
         donors = dict(leased.donors)
-        if leased.task.expert:
-            answers = [self._renderer.answer_ids(response.text) for response in leased.task.expert]
-            group = expert_group(leased.task, self._renderer.prompt_ids(leased.task.messages), answers)
+        chosen = tuple(response for response in leased.task.expert if response.score >= 1.0)
+        if chosen:
+            answers = [self._renderer.answer_ids(response.text) for response in chosen]
+            prompt_ids = self._renderer.prompt_ids(leased.task.messages)
+            group = expert_group(replace(leased.task, expert=chosen), prompt_ids, answers)
             room = self._config.engine.max_model_len
             members = tuple(t for t in group.trajectories if len(t.token_ids) <= room)
             if members:
                 donors["expert"] = (await self._judged(leased.task, replace(group, trajectories=members))).trajectories
-        if understood:
-            for table, found in donors.items():
-                donors[table] = tuple([await self._understood(leased.task, donor) for donor in found])
+        return replace(leased, donors=donors)
+
+    async def with_measures(self, leased: LeasedTask, picks: Collection[str]) -> LeasedTask:
+        """The lease with what rules pick its donors by: `understood`, `surest`."""
+        donors = dict(leased.donors)
+        for table, found in donors.items():
+            if "understood" in picks:
+                found = [await self._likelihoods.understood(leased.task, donor) for donor in found]
+            if "surest" in picks:
+                found = [await self._likelihoods.surest(donor) for donor in found]
+            donors[table] = tuple(found)
         return replace(leased, donors=donors)
 
     def forked(self, fork: Fork, group: Group) -> Task:
@@ -140,23 +149,6 @@ class GroupMaker:
         self._seconds["score_s"] += time.monotonic() - began
         members = tuple(t.with_verdict(v) for t, v in zip(group.trajectories, verdicts, strict=True))
         return replace(group, trajectories=members)
-
-    async def _understood(self, task: Task, donor: Trajectory) -> Trajectory:
-        """The donor with `extras["understood"]`: mean probability of the reference's tokens after prompt and donor.
-
-        Source: AMPO; an arithmetic mean of probabilities. The donor's own answer stays in front of the reference.
-        """
-        if task.reference is None or donor.verdict is None:
-            return donor
-        answer = donor.token_ids[:-1] if int(donor.token_ids[-1]) in self._renderer.stop_token_ids else donor.token_ids
-        reference = self._renderer.answer_ids(f"\n{task.reference}")[:-1]
-        sequence = [*answer.tolist(), *reference]
-        if len(sequence) > self._config.engine.max_model_len:
-            return donor
-        logprobs = await self._engine.score(sequence)
-        mean = float(np.exp(logprobs[-len(reference) :]).mean())
-        extras = {**donor.verdict.extras, "understood": mean}
-        return donor.with_verdict(replace(donor.verdict, extras=extras))
 
 
 def merged(group: Group, more: Group) -> Group:

@@ -321,6 +321,8 @@ class LearnerWorker:
             dropped = {g.group_id: report.skip_reason or "skipped" for g in lease.groups}
             await self._report_skipped(lease, report)
         await self._ports.replay.commit(self._step, lease.lease_id, dropped=dropped)
+        if report.members and not report.skipped:
+            await self._ports.report.event("trained", _record_of(lease, report, self._step))
         self._batches[self._step] = [g.group_id for g in lease.groups if g.group_id not in dropped]
         self._step += 1
         train_s = time.monotonic() - began
@@ -362,6 +364,7 @@ class LearnerWorker:
             "train_s": train_s,
             "trained_tokens": float(report.num_trained_tokens),
             "computed_tokens": float(report.num_tokens),
+            "model_flop": report.num_flop,
             "age_violations": float(sum(age > self._plan.max_age for age in ages)),
             "shortfall_groups": float(sum(lease.shortfall.values())),
         }
@@ -417,6 +420,23 @@ class LearnerWorker:
     async def _on_all_ranks(self, method: str, *args: Any) -> list[Any]:
         """One collective call on every rank; the first failure is raised and the group must be rebuilt."""
         return await asyncio.gather(*(getattr(rank, method)(*args) for rank in self._ports.ranks))
+
+
+def _record_of(lease: BatchLease, report: StepReport, step: int) -> dict[str, Any]:
+    """Trained tokens, mean ratio and clipped share of each member, by group; null where there is no such number."""
+    members = iter(report.members)
+    groups = {group.group_id: [next(members, None) for _ in group.trajectories] for group in lease.groups}
+    return {
+        "step": step,
+        "groups": {
+            name: [[m.num_tokens, _rounded(m.ratio), _rounded(m.clipped)] for m in records if m is not None]
+            for name, records in groups.items()
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def _keep_batch(folder: Path, groups: Sequence[Group]) -> bool:

@@ -81,7 +81,8 @@ class PromptLedger:
 
     def __init__(self) -> None:
         self._rows: dict[str, LedgerRow] = {}
-        self._num_solved = self._num_retired = 0
+        self._num_solved = self._num_retired = self._num_rated = 0
+        self._sum_of_rates = 0.0
 
     @property
     def num_tried(self) -> int:
@@ -96,6 +97,11 @@ class PromptLedger:
     def num_retired(self) -> int:
         """Prompts that are not drawn any more."""
         return self._num_retired
+
+    @property
+    def mean_rate(self) -> float | None:
+        """Mean of the last rates of all prompts that have one."""
+        return self._sum_of_rates / self._num_rated if self._num_rated else None
 
     def row(self, prompt_id: str) -> LedgerRow:
         """An untried prompt has a row of zeros."""
@@ -125,6 +131,8 @@ class PromptLedger:
         before, self._rows[row.prompt_id] = self.row(row.prompt_id), row
         self._num_solved += (row.successes > 0) - (before.successes > 0)
         self._num_retired += row.retired - before.retired
+        self._num_rated += (row.last_rate is not None) - (before.last_rate is not None)
+        self._sum_of_rates += (row.last_rate or 0.0) - (before.last_rate or 0.0)
 
 
 def _as_lists(values: tuple[Any, ...]) -> list[Any]:

@@ -16,6 +16,9 @@ from rewards.task import Task
 from rewards.trajectory import Context, Group, PolicyVersion, Trajectory
 from rewards.verdict import Verdict
 
+DONORS_OF = "donors_of"
+"""Key of a forked task's metadata: the prompt whose tables of donors it reads, in place of its own."""
+
 
 class StalledError(RuntimeError):
     """A wait passed its deadline; the message states what was missing."""
@@ -84,7 +87,7 @@ class Outcome:
     mean_score: float | None
     version: PolicyVersion | None
     fate: str
-    """stored, or dropped:<reason>."""
+    """stored, dropped:<reason> or refused:<reason>."""
     helped_scored: int = 0
     helped_correct: int = 0
     context: Context = Context()
@@ -140,8 +143,10 @@ class RolloutReplayPort(Protocol):
     async def return_ticket(self, ticket_id: str, reason: str) -> None:
         """Gives the right back without a group: dropped, failed, cancelled."""
 
-    async def put(self, group: Group) -> None:
-        """Stores a scored group on its ticket. Same id and payload: no-op; other payload: ValueError."""
+    async def put(self, group: Group) -> str | None:
+        """Stores a scored group on its ticket; why it was refused, or None. Same id and payload: same answer again;
+        other payload: ValueError."""
+        ...
 
 
 class LearnerReplayPort(Protocol):
@@ -149,8 +154,16 @@ class LearnerReplayPort(Protocol):
         """Waits for a full batch for this step; repeating the call returns the same lease."""
         ...
 
-    async def commit(self, step: int, lease_id: str, *, dropped: Mapping[str, str] | None = None) -> None:
-        """The optimizer step is done. `dropped` names groups that were not trained, with the reason (e.g. nan)."""
+    async def commit(
+        self,
+        step: int,
+        lease_id: str,
+        *,
+        dropped: Mapping[str, str] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """The optimizer step is done. `dropped` names groups that were not trained, with the reason (e.g. nan);
+        `measured` says by group what the learner saw of it (loss, ratio)."""
 
     async def announce_version(self, version: PolicyVersion, step: int) -> None:
         """Weights `version` contain `step` committed steps; told before anyone can sample with them."""

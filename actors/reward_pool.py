@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from rewards.combination import Parts
 from rewards.config import RewardConfig
 from rewards.isolation import ChildPool
-from rewards.rubric import SANDBOXED, Parts
+from rewards.judges.config import JudgeConfig
+from rewards.rubric import SANDBOXED
 from rewards.sandbox import is_skipping_allowed
 from rewards.sandbox_check import self_test
 from rewards.task import Task
@@ -63,12 +65,12 @@ class RewardPool:
 
     Args:
         config: what `RewardConfig.pool` gives for this pool.
-        backend: None starts children that run the verifiers.
+        backend: None takes what `config` asks for: children that run the verifiers, or its service.
     """
 
     def __init__(self, config: RewardConfig, backend: Backend | None = None) -> None:
         self._config = config
-        self.backend: Backend = backend or ChildPool(config)
+        self.backend: Backend = backend or _make_backend(config)
         self._content_id = json.dumps(config.model_dump(mode="json", include={"components", "floor"}))
         self._cache: OrderedDict[bytes, Parts] = OrderedDict()
         self._num_cached = 0
@@ -154,3 +156,16 @@ class RewardPool:
 
     async def close(self) -> None:
         await asyncio.to_thread(self.backend.close)
+
+
+def _make_backend(config: RewardConfig) -> Backend:
+    """Who judges in a pool by its configuration; each brings its own heavy imports, here and in no other process."""
+    if config.service is None:
+        return ChildPool(config)
+    if isinstance(config.service, JudgeConfig):
+        from actors.judge_backend import JudgeBackend
+
+        return JudgeBackend(config)
+    from actors.score_backend import make_score_backend
+
+    return make_score_backend(config)

@@ -10,10 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from actors.reward_pool import Backend, RewardPool
-from rewards.child import ChildStartError
+from rewards.combination import RunningScales, combine, combine_group
 from rewards.config import DEFAULT_POOL, RewardConfig
-from rewards.rubric import combine
-from rewards.sandbox import SandboxError
 from rewards.task import Task
 from rewards.trajectory import Trajectory
 from rewards.verdict import Status, Verdict
@@ -53,21 +51,23 @@ class RewardWorker:
         self._pools = {name: RewardPool(config.pool(name), backends.get(name)) for name in config.pool_names}
         self._recent_unscored: deque[bool] = deque(maxlen=window)
         self._watch = RewardWatch(config.watch)
+        self._scales = RunningScales()
         self._statuses: Counter[Status] = Counter()
         self._num_cached = 0
         self._seconds = 0.0
         self._last_error = ""
 
     async def start(self) -> None:
-        """Starts the children; without it the first calls do.
+        """Starts the children and reaches the services; without it the first calls do.
 
         Raises:
+            NotAdmittedError: a judge pays for answers without content.
             ChildStartError: a verifier cannot be imported or is misconfigured.
             SandboxError: model-written programs would be run, and the sandbox does not keep its promises here.
         """
         try:
             await asyncio.gather(*(pool.start() for pool in self._pools.values()))
-        except (ChildStartError, SandboxError):
+        except Exception:  # raised on: whatever else was started must not be left behind
             await self.close()
             raise
 
@@ -91,14 +91,15 @@ class RewardWorker:
             zip(tasks, await asyncio.gather(*(self._judge(s[0], t) for s, t in tasks.items())), strict=True)
         )
         of_group = await self._judge_group(task, answers, facts)
-        verdicts = []
-        for sample, group_parts in zip(samples, of_group, strict=True):
-            parts, is_cached = by_sample[sample]
-            verdict = combine(self._config, _in_order({**parts, **group_parts}, self._config.components))
-            if is_cached:
-                verdict = replace(verdict, extras={**verdict.extras, "cached": True})
-            self._num_cached += is_cached
-            verdicts.append(verdict)
+        parts = [
+            _in_order({**by_sample[sample][0], **group_parts}, self._config.components)
+            for sample, group_parts in zip(samples, of_group, strict=True)
+        ]
+        verdicts = combine_group(self._config, parts, self._scales, learn=bool(trajectories))
+        for i, sample in enumerate(samples):
+            if by_sample[sample][1]:
+                verdicts[i] = replace(verdicts[i], extras={**verdicts[i].extras, "cached": True})
+                self._num_cached += 1
         for answer, trajectory, verdict in zip(answers, trajectories, verdicts, strict=False):  # an evaluation has none
             self._watch.add(task.task_id, answer, trajectory.num_sampled_tokens, verdict)
         self._count(verdicts)

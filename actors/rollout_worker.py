@@ -32,7 +32,7 @@ from actors.ports import (
 )
 from actors.renderer import Renderer
 from actors.rules.actions import Drop, Grow, Keep, Redo
-from actors.rules.config import donor_sources, measures_donors
+from actors.rules.config import donor_sources, measured_picks
 from actors.weights import ActivationReport, ReadLease, VersionGoneError, activate
 from rewards.task import Task
 from rewards.trajectory import Group, PolicyVersion
@@ -112,8 +112,8 @@ class RolloutWorker:
         """Keys of requests: what is asked for twice, because a reply was lost, is given once."""
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._measures_donors = measures_donors(config.rules)
-        self._shows_experts = self._measures_donors or "expert" in donor_sources(config.rules)
+        self._measures = measured_picks(config.rules)
+        self._shows_experts = "expert" in donor_sources(config.rules)
         self._maker = GroupMaker(
             config,
             engine,
@@ -271,7 +271,7 @@ class RolloutWorker:
             leased = await self._ports.tasks.lease_task(self._id, self._key())
             decision = await self._sample_until_settled(leased, ticket)
             if isinstance(decision.action, Keep):
-                await self._ports.replay.put(decision.group)
+                decision = replace(decision, refusal=await self._ports.replay.put(decision.group))
             else:
                 await self._ports.replay.return_ticket(ticket.ticket_id, decision.fate)
             settled = True
@@ -291,7 +291,7 @@ class RolloutWorker:
         solved = await self._probed(leased, ticket)
         if solved is not None:
             return Decision(Drop("probe_solved"), solved)
-        group = await self._maker.sample(leased, ticket, ticket.group_size, 0)
+        group = await self._sampled(leased, ticket, 0)
         for attempt in itertools.count(1):
             decision = self._finisher.decide(group, leased)
             match decision.action:
@@ -301,18 +301,28 @@ class RolloutWorker:
                     return Decision(Drop("attempts_exhausted"), group)
                 case Redo(context=context):
                     again = replace(leased, context=context)
-                    fresh = await self._maker.sample(again, ticket, ticket.group_size, attempt, previous=group)
+                    fresh = await self._sampled(again, ticket, attempt, previous=group)
                     group = replace(fresh, history=counted(group, "redo"))
                 case Grow(num=num, context=context):
                     again = replace(leased, context=context)
                     group = merged(group, await self._maker.sample(again, ticket, num, attempt, previous=group))
         raise AssertionError("unreachable: the loop above has no end")
 
+    async def _sampled(
+        self, leased: LeasedTask, ticket: Ticket, attempt: int, *, previous: Group | None = None
+    ) -> Group:
+        """A whole group, with the greedy answer as its last member where the recipe compares with it."""
+        group = await self._maker.sample(leased, ticket, ticket.group_size, attempt, previous=previous)
+        if not self._config.greedy_baseline:
+            return group
+        greedy = await self._maker.sample(leased, ticket, 1, attempt, previous=previous, temperature=0.0)
+        return replace(merged(group, greedy), history=group.history)
+
     async def _prepared(self, leased: LeasedTask) -> LeasedTask:
         """The lease with the donors that rules ask for."""
         if self._shows_experts:
-            return await self._maker.with_experts(leased, understood=self._measures_donors)
-        return leased
+            leased = await self._maker.with_experts(leased)
+        return await self._maker.with_measures(leased, self._measures) if self._measures else leased
 
     async def _probed(self, leased: LeasedTask, ticket: Ticket) -> Group | None:
         """The greedy answer alone, when it is right and the recipe learns from what is not."""

@@ -18,6 +18,8 @@ from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker, Rank
 from actors.pools import ScorePool
 from actors.remote import LOST, ActorPort, Joined, Located, end_actor, this_node
 from actors.replay.cache import ReplayCache
+from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.shard import ReplayShard, ShardPort
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.run_checkpoint import RunCheckpointer
@@ -34,6 +36,9 @@ REMOVE_TIMEOUT_S = 30.0
 
 ANSWER_TIMEOUT_S = 30.0
 """A learner rank that does not say where it is within this time is gone."""
+
+ROLE_LABEL = "braid/role"
+"""Label of a Ray node that says which role it is for: learner, rollout or reward."""
 
 MAX_CALLS = 1 << 16
 """Calls one box serves at a time. Most of them wait (each loop of each worker for a ticket), and with Ray's 1,000 the
@@ -57,6 +62,20 @@ class ReplayActor(Located, ReplayCache):
     def __init__(self, spec: RunSpec) -> None:
         directory = spec.directory / "replay"
         super().__init__(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
+
+
+class ReplayShardActor(Located, ReplayShard):
+    """One shard in a process of its own; restores itself from its folder when restarted."""
+
+    def __init__(self, spec: RunSpec, shard: int) -> None:
+        super().__init__(spec.replay, directory=spec.directory / "replay", seed=spec.seed, shard=shard)
+
+
+class ReplayCoordinatorActor(Located, ReplayCoordinator):
+    """The coordinator of all shards in a process of its own; sums the shards when restarted."""
+
+    def __init__(self, spec: RunSpec, shards: Sequence[Any]) -> None:
+        super().__init__(spec.replay, shards)
 
 
 class TaskFeedActor(Located, TaskFeed):
@@ -250,20 +269,28 @@ class RemoteLeader:
         return call
 
 
-def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort:
-    return _named(ReplayActor, "replay", namespace, spec, node=node)
+def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort | ShardedReplay:
+    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember."""
+    if spec.replay.num_shards == 1:
+        return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
+    shards = [
+        _named(ReplayShardActor, f"replay-shard-{shard}", namespace, spec, shard, **_only_on(node))
+        for shard in range(spec.replay.num_shards)
+    ]
+    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, shards, **_only_on(node))
+    return ShardedReplay(coordinator, cast(Sequence[ShardPort], shards))
 
 
 def spawn_task_feed(spec: RunSpec, namespace: str, node: str) -> ActorPort:
-    return _named(TaskFeedActor, "tasks", namespace, spec, node=node)
+    return _named(TaskFeedActor, "tasks", namespace, spec, **_only_on(node))
 
 
 def spawn_weight_store(spec: RunSpec, namespace: str, node: str) -> ActorPort:
-    return _named(WeightStoreActor, "weights", namespace, spec, node=node)
+    return _named(WeightStoreActor, "weights", namespace, spec, **_only_on(node))
 
 
 def spawn_reward_worker(spec: RunSpec, namespace: str, name: str) -> ActorPort:
-    return _named(RewardActor, name, namespace, spec)
+    return _named(RewardActor, name, namespace, spec, **nodes_for("reward", spec))
 
 
 def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: Boxes) -> ActorPort:
@@ -277,6 +304,7 @@ def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: B
         num_cpus=rollout.num_cpus_per_worker,
         num_gpus=rollout.num_gpus_per_worker,
         runtime_env={"env_vars": _threads(rollout.engine.threads)},
+        **nodes_for("rollout", spec),
     )
     return ActorPort(actor.remote(spec, worker_id, boxes))
 
@@ -336,7 +364,7 @@ async def place_learner(
     env = {"env_vars": _threads(spec.learner.threads_per_rank)}
     ranks = []
     for rank in range(spec.learner.num_ranks):
-        where = {"scheduling_strategy": _only_on(node)} if node is not None and rank == 0 else {}
+        where = _only_on(node) if node is not None and rank == 0 else nodes_for("learner", spec)
         actor = ray.remote(LearnerRankActor).options(
             name=f"learner-{rank}",
             namespace=namespace,
@@ -352,7 +380,7 @@ async def place_learner(
     return LearnerGroup(spec, namespace, tuple(ranks), place)
 
 
-async def preload_experts(replay: ActorPort, groups: Sequence[Group], chunk: int = 512) -> None:
+async def preload_experts(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
     """Puts frozen groups into the cache in calls of bounded size."""
     for start in range(0, len(groups), chunk):
         await replay.preload(list(groups[start : start + chunk]))
@@ -362,7 +390,7 @@ def remove_on_all_nodes(folder: Path) -> None:
     """Deletes a folder of published versions and its mirrors on every living node of the cluster."""
     remove = ray.remote(num_cpus=0)(remove_versions)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    waiting = [remove.options(scheduling_strategy=_only_on(node)).remote(folder) for node in nodes]
+    waiting = [remove.options(**_only_on(node)).remote(folder) for node in nodes]
     ray.wait(waiting, num_returns=len(waiting), timeout=REMOVE_TIMEOUT_S)
 
 
@@ -380,10 +408,14 @@ def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
     )
 
 
-def _named(cls: type, name: str, namespace: str, *args: Any, node: str | None = None) -> ActorPort:
+def nodes_for(role: str, spec: RunSpec) -> dict[str, Any]:
+    """Ray's option that keeps processes of a role on its nodes; none where the run lets them go anywhere."""
+    return {"label_selector": {ROLE_LABEL: role}} if spec.pin_roles else {}
+
+
+def _named(cls: type, name: str, namespace: str, *args: Any, **where: Any) -> ActorPort:
     """A box that keeps its state on disk, or none: Ray restarts it where it died, and it lives on when the supervisor
     does not. One that is there already is taken over."""
-    where = {} if node is None else {"scheduling_strategy": _only_on(node)}
     actor = ray.remote(cls).options(
         name=name,
         namespace=namespace,
@@ -398,8 +430,8 @@ def _named(cls: type, name: str, namespace: str, *args: Any, node: str | None = 
     return ActorPort(actor.remote(*args), name=name, namespace=namespace)
 
 
-def _only_on(node: str) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node, soft=False)
+def _only_on(node: str) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def _threads(num: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from actors.contexts.policy import GuidancePolicy
 from actors.feed_state import fork_number, restore_state
 from actors.ledger import LedgerRow, PromptLedger
-from actors.ports import LeasedTask, Outcome
+from actors.ports import DONORS_OF, LeasedTask, Outcome
 from actors.replay.log import BlockStore, Journal, write_json
 from actors.samplers.config import StageRule
 from rewards.codec import decode_group, encode_group
@@ -54,6 +54,7 @@ class TaskFeed:
         guidance: decides each item's context; None asks plainly.
         stages: how the stage of a prompt follows its groups; None leaves it at 0.
         tables: tables of donors that go out with their prompt.
+        donors_from: mean of the prompts' last rates from which they do.
         clock: seconds that never go back.
 
     Raises:
@@ -71,6 +72,7 @@ class TaskFeed:
         guidance: GuidancePolicy | None = None,
         stages: StageRule | None = None,
         tables: Collection[str] = (),
+        donors_from: float = 0.0,
         lease_timeout_s: float = LEASE_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,6 +81,7 @@ class TaskFeed:
         self._tasks, self._order = tuple(tasks), order or uniform_order(tasks, seed)
         self._timeout_s, self._clock = lease_timeout_s, clock
         self._guidance, self._stages, self._tables = guidance, stages, sorted(tables)
+        self._donors_from = donors_from
         self._num_repeated = 0
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
@@ -138,6 +141,7 @@ class TaskFeed:
         row, context = state.ledger.row(task.task_id), Context()
         if self._guidance is not None and lease.position >= 0:
             context = self._guidance.context(lease.index, task, row, state.epoch)
+        owner = str(task.metadata.get(DONORS_OF, task.task_id))
         return LeasedTask(
             lease_id=lease_id,
             task=task,
@@ -145,7 +149,7 @@ class TaskFeed:
             attempt=lease.attempt,
             index=lease.index,
             row=row,
-            donors={table: self._donors(task.task_id, table) for table in self._tables},
+            donors={table: self._donors(owner, table) for table in self._tables},
         )
 
     async def finish_task(self, outcome: Outcome) -> None:
@@ -234,6 +238,8 @@ class TaskFeed:
 
     def _donors(self, prompt_id: str, table: str) -> tuple[Trajectory, ...]:
         """Answers that were stashed for a prompt, oldest first; one that cannot be read back is left out."""
+        if (self._state.ledger.mean_rate or 0.0) < self._donors_from:
+            return ()
         rows = self._state.donors.get(prompt_id, {}).get(table, ())
         blocks = [self._blocks.read(blob) for _, blob in rows]
         return tuple(decode_group(block).trajectories[0] for block in blocks if block is not None)

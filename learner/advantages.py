@@ -34,7 +34,11 @@ class ScoredBatch:
         groups: [n] int64, members of one group have one number.
         lengths: [n] int64 tokens that would be trained.
         components: [n] each, parts of the scores by name; NaN where a member has no such part.
+        stages: [n] int64, in which sampling of its group a member was drawn, 0 for the first; empty means all in one.
         fresh: [n] bool, answers the policy itself has just sampled; None: all of them.
+        of_source: [n] bool, answers of the term's own source, not of the one it stands against; None: all of them.
+        greedy: [n] bool, scored answers at temperature 0, which are not compared; None: there are none.
+        loglikelihoods: [n] nats of the whole answer under the policy that sampled it; NaN or None where unknown.
     """
 
     scores: Float64Array
@@ -42,7 +46,11 @@ class ScoredBatch:
     groups: Int64Array
     lengths: Int64Array
     components: Mapping[str, Float64Array] = field(default_factory=dict)
+    stages: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     fresh: BoolArray | None = None
+    of_source: BoolArray | None = None
+    greedy: BoolArray | None = None
+    loglikelihoods: Float64Array | None = None
 
 
 AdvantageFunction = Callable[..., Float64Array]
@@ -207,6 +215,31 @@ def _of_groups(operation: GroupOperation) -> AdvantageFunction:
     return advantage
 
 
+def stage_centered(batch: ScoredBatch, *, weight: float = 1.0) -> Float64Array:
+    """score - baseline, where a group that grew mixes the means of its last sampling and of the earlier ones.
+
+    baseline = weight * mean of the last stage + (1 - weight) * mean of the others. The first stage decides which
+    groups grow, so their mean over all members is biased; the last stage's own is not. A group of one stage is
+    `centered`.
+
+    Source: DARS, yangzhch6/DARS, whose code takes the combined mean (our `centered`).
+    """
+    if not len(batch.stages):
+        return in_groups(batch, centered)
+    advantages = np.zeros(len(batch.scores))
+    for group in np.unique(batch.groups):
+        members = np.flatnonzero((batch.groups == group) & batch.compared)
+        values, stages = batch.scores[members], batch.stages[members]
+        if not len(members) or values.min() == values.max():
+            continue
+        last = stages == stages.max()
+        baseline = values[last].mean()
+        if not last.all():
+            baseline = weight * baseline + (1.0 - weight) * values[~last].mean()
+        advantages[members] = values - baseline
+    return advantages
+
+
 def length_weighted(batch: ScoredBatch) -> Float64Array:
     """score - sum(length * score) / sum(length) in the group: the baseline of least variance for sums over tokens.
 
@@ -357,11 +390,71 @@ def shortest_right(batch: ScoredBatch, *, min_rate: float = 0.0, correct_from: f
     return advantages
 
 
+def rank_penalised(batch: ScoredBatch, *, correct_from: float = 1.0, eps: float = 1e-4) -> Float64Array:
+    """(score - penalty - mean) / (std + eps): in a group with a right answer a wrong one pays by its rank k from 0.
+
+    penalty = (1 / log2(k + 2)) / sum over all ranks j of 1 / log2(j + 2)
+
+    The rank is that of the answer's likelihood, likeliest first; where one is unknown, as from a constrained beam,
+    the order of the group. Source: ReRe, sober-clever/ReRe.
+    """
+    scores = batch.scores.copy()
+    for group in np.unique(batch.groups):
+        members = np.flatnonzero((batch.groups == group) & batch.compared)
+        wrong = scores[members] < correct_from
+        if len(members) and not wrong.all():
+            scores[members] -= np.where(wrong, _discounts(len(members))[_ranks(batch, members)], 0.0)
+    return in_groups(batch, lambda s, c: group_relative(s, c, eps=eps), scores)
+
+
+def _discounts(count: int) -> Float64Array:
+    """[count] shares that fall with the rank and add up to 1."""
+    shares = 1.0 / np.log2(np.arange(count) + 2.0)
+    return shares / shares.sum()
+
+
+def _ranks(batch: ScoredBatch, members: Int64Array) -> Int64Array:
+    """[len(members)] rank of each from 0."""
+    known = None if batch.loglikelihoods is None else batch.loglikelihoods[members]
+    if known is None or not np.isfinite(known).all():
+        return np.arange(len(members))
+    return np.argsort(np.argsort(-known, kind="stable"), kind="stable")
+
+
+def over_greedy(batch: ScoredBatch) -> Float64Array:
+    """score - score of the group's answer at temperature 0; a group without a scored one is left out, also of the
+    denominators.
+
+    Source: ReMax, arXiv:2310.10505.
+    """
+    greedy = np.zeros(len(batch.scores), np.bool_) if batch.greedy is None else batch.greedy
+    advantages = np.full(len(batch.scores), np.nan)
+    for group in np.unique(batch.groups):
+        members = batch.groups == group
+        baselines = batch.scores[members & greedy]
+        if len(baselines):
+            advantages[members] = np.where(batch.compared[members], batch.scores[members] - baselines.mean(), 0.0)
+    return advantages
+
+
+def source_over_other(batch: ScoredBatch, *, reject_below: float | None = None) -> Float64Array:
+    """1 for answers of the term's source, 0 for those it stands against: what a preference across sources orders by.
+
+    With `reject_below` the others are left out unless they score less.
+    """
+    preferred = np.ones(len(batch.scores), np.bool_) if batch.of_source is None else batch.of_source
+    others = np.zeros(len(batch.scores))
+    if reject_below is not None:
+        others = np.where(in_groups(batch, score) < reject_below, 0.0, np.nan)
+    return np.where(preferred, 1.0, others)
+
+
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
     **{name: _of_groups(operation) for name, operation in GROUP_OPERATIONS.items()},
     "best_over_second": _of_groups(best_over_second),
     "max_likelihood": _of_groups(over_mean),
     "length_weighted": length_weighted,
+    "stage_centered": stage_centered,
     "batch_relative": batch_relative,
     "whitened": whitened,
     "centered_whitened": centered_whitened,
@@ -375,6 +468,9 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "component_relative": component_relative,
     "label_smoothed": label_smoothed,
     "shortest_right": shortest_right,
+    "rank_penalised": rank_penalised,
+    "over_greedy": over_greedy,
+    "source_over_other": source_over_other,
 }
 """Values of `Term.advantage`: [n] advantages of a `ScoredBatch`; keyword-only parameters are its options."""
 

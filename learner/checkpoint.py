@@ -8,13 +8,16 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
+
+from learner.schedules.controllers import ControlState
 
 if TYPE_CHECKING:
     from learner.trainer import Trainer
@@ -70,24 +73,38 @@ def load(trainer: Trainer, folder: Path) -> None:
         )
     dcp.load(state, storage_reader=reader, no_dist=trainer.world_size == 1)
     trainer.steps_done = int(state["steps_done"])
+    if "controllers" in state:
+        trainer.objective.controls.states = [ControlState(*row) for row in state["controllers"].tolist()]
     if _rng_key(trainer) in state:
         torch.set_rng_state(state[_rng_key(trainer)])
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:
     """Live tensors by name; loading writes into them."""
-    trained = {name: p for name, p in trainer.policy.named_parameters() if p.requires_grad}
-    for parameter in trained.values():
-        _materialise_moments(trainer.optimizer, parameter)
     state: dict[str, Any] = {
-        "model": {name: p.detach() for name, p in trained.items()},
-        "optimizer": {name: dict(trainer.optimizer.state[p]) for name, p in trained.items()},
+        **_trained_state(trainer.policy, trainer.optimizer),
         "steps_done": torch.tensor(trainer.steps_done),
         _rng_key(trainer): torch.get_rng_state(),
     }
+    controls = trainer.objective.controls.states
+    if controls:
+        state["controllers"] = torch.tensor([astuple(c) for c in controls], dtype=torch.float64)
+    if trainer.critic is not None:
+        state["critic"] = _trained_state(trainer.critic.model, trainer.critic.optimizer)
     if trainer.reference is not None and trainer.config.resets.moves_reference:
         state["reference"] = {name: p.detach() for name, p in trainer.reference.named_parameters()}
     return state
+
+
+def _trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Trained weights and their moments by name."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        _materialise_moments(optimizer, parameter)
+    return {
+        "model": {name: p.detach() for name, p in trained.items()},
+        "optimizer": {name: dict(optimizer.state[p]) for name, p in trained.items()},
+    }
 
 
 def _materialise_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:

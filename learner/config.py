@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from learner.companions.config import ReferenceConfig, ResetConfig, TeacherConfig
+from learner.companions.config import CriticConfig, ReferenceConfig, ResetConfig, TeacherConfig
 from learner.losses.config import (
+    BehaviorKL,
     ClippedSurrogate,
     ContrastivePolicyGradient,
     CovarianceClippedSurrogate,
@@ -50,17 +50,22 @@ from learner.losses.config import (
     SoftGateSurrogate,
     SquaredLogRatio,
     TeacherDivergence,
+    TraceWeightedPolicyGradient,
     WeightedPolicyGradient,
 )
+from learner.schedules.config import Controller, Schedule
 from rewards.config import Section, SourceName
 
 __all__ = [
     "AdvantageName",
+    "BehaviorKL",
     "ClippedSurrogate",
     "ContrastivePolicyGradient",
+    "Controller",
     "Correction",
     "CovarianceClippedSurrogate",
     "CovariancePenaltySurrogate",
+    "CriticConfig",
     "DivergenceMaskedPolicyGradient",
     "EntropyBonus",
     "EntropyWeightedLikelihood",
@@ -107,62 +112,9 @@ __all__ = [
     "TeacherConfig",
     "TeacherDivergence",
     "Term",
+    "TraceWeightedPolicyGradient",
     "WeightedPolicyGradient",
 ]
-
-
-class Schedule(Section):
-    """A coefficient as a function of the learner step (0-based).
-
-    constant: start.  linear, cosine: start -> end over `steps` after `warmup` steps that climb 0 -> start, then end.
-    step: start before `steps`, end from there on.
-    """
-
-    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
-    """The shape, see above."""
-    start: float = 1.0
-    """Value at the first step after the warm-up."""
-    end: float | None = None
-    """Value at the end and from there on; only for a schedule that changes."""
-    steps: int = Field(default=0, ge=0)
-    """Steps from start to end, the warm-up not counted."""
-    warmup: int = Field(default=0, ge=0)
-    """Steps before that, climbing from 0."""
-    complemented: bool = False
-    """The value is 1 minus the schedule: the other side of a convex mixture."""
-
-    @model_validator(mode="after")
-    def _needs_end(self) -> Schedule:
-        if self.kind != "constant" and (self.end is None or self.steps < 1):
-            raise ValueError(
-                f"a {self.kind} schedule needs `end` and `steps` >= 1, got end={self.end} steps={self.steps}"
-            )
-        if self.kind == "constant" and (self.end is not None or self.steps):
-            raise ValueError(
-                f"a constant schedule never reaches end={self.end} steps={self.steps}: say kind=linear, cosine or step"
-            )
-        return self
-
-    def complement(self) -> Schedule:
-        """The schedule 1 - self."""
-        return self.model_copy(update={"complemented": not self.complemented})
-
-    def at(self, step: int) -> float:
-        """Value at a 0-based learner step."""
-        value = self._raw(step)
-        return 1.0 - value if self.complemented else value
-
-    def _raw(self, step: int) -> float:
-        if step < self.warmup:
-            return self.start * step / self.warmup
-        if self.kind == "constant" or self.end is None:
-            return self.start
-        progress = min(1.0, (step - self.warmup) / self.steps)
-        if self.kind == "step":
-            return self.start if progress < 1.0 else self.end
-        if self.kind == "linear":
-            return self.start + (self.end - self.start) * progress
-        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class Rejection(Section):
@@ -221,6 +173,7 @@ AdvantageName = Literal[
     "best_over_second",
     "max_likelihood",
     "length_weighted",
+    "stage_centered",
     "batch_relative",
     "whitened",
     "centered_whitened",
@@ -234,7 +187,14 @@ AdvantageName = Literal[
     "component_relative",
     "label_smoothed",
     "shortest_right",
+    "rank_penalised",
+    "over_greedy",
+    "gae",
+    "v_trace",
+    "source_over_other",
 ]
+TOKEN_ADVANTAGES: frozenset[AdvantageName] = frozenset({"gae", "v_trace"})
+"""Advantages of single tokens, from a critic."""
 
 
 class Term(Section):
@@ -246,12 +206,17 @@ class Term(Section):
     """Whose tokens it trains on."""
     weight: Schedule = Schedule()
     """Factor of this term at each step; a number is a constant."""
+    controller: Controller | None = None
+    """A second factor, moved after each step by what the step measured."""
     advantage: AdvantageName = "group_relative"
     """How scores of a group become advantages; ignored by losses that need none."""
     advantage_options: dict[str, float] = Field(default_factory=dict)
     """Options of that advantage by name, e.g. {"shift": -0.1}."""
     compared_with: Literal["source", "group"] = "source"
     """Whose scores make the statistics: members of the same source only, or all members of the group (LUFFY)."""
+    against: SourceName | None = None
+    """Second source whose answers a loss over groups sees beside those of `source`, e.g. live ones that an expert's
+    answer is preferred to."""
     ratio_to: Literal["behavior", "proximal"] = "behavior"
     """Policy in the denominator of the loss's ratio: the one that sampled, or the one this update starts from."""
     correction: Correction | None = None
@@ -282,8 +247,27 @@ class Term(Section):
         return self
 
     @model_validator(mode="after")
+    def _against_has_pairs(self) -> Term:
+        if self.against is not None and (self.against == self.source or not self.loss.couples_groups):
+            raise ValueError(
+                f"against={self.against!r} puts answers of two sources side by side, but {self.loss.name} on source "
+                f"{self.source!r} does not compare them: name another source and a loss over groups, or leave it out"
+            )
+        return self
+
+    @property
+    def sources(self) -> frozenset[SourceName]:
+        """Whose answers it trains on."""
+        return frozenset({self.source} if self.against is None else {self.source, self.against})
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> Term:
         reads_behavior = "behavior_logprobs" in self.loss.needs
+        if self.advantage == "v_trace" and reads_behavior:
+            raise ValueError(
+                f"advantage='v_trace' holds the step from the sampling policy already, and {self.loss.name} would "
+                "count it twice: use policy_gradient"
+            )
         if self.ratio_to == "proximal" and not reads_behavior:
             raise ValueError(f"ratio_to='proximal', but {self.loss.name} forms no ratio: leave it out")
         if self.correction is None:
@@ -293,6 +277,8 @@ class Term(Section):
                 f"correction on {self.loss.name} with ratio_to='behavior' would count the step from the sampling "
                 "policy twice: set ratio_to='proximal', or drop the correction"
             )
+        if self.advantage == "v_trace":
+            raise ValueError("advantage='v_trace' holds the step from the sampling policy already: drop the correction")
         if self.loss.couples_tokens and self.correction.splits_sequences:
             raise ValueError(
                 f"{self.loss.name} reads whole sequences, but the correction drops single tokens, which would change "
@@ -307,6 +293,8 @@ class Term(Section):
         """What the term reads beside the log-probs being trained, its correction included."""
         behavior = frozenset[Need]({"behavior_logprobs"})
         needs = self.loss.needs if self.ratio_to == "behavior" else self.loss.needs - behavior
+        if "scores" in needs and self.advantage in TOKEN_ADVANTAGES:
+            needs |= frozenset[Need]({"values"}) | (behavior if self.advantage == "v_trace" else frozenset[Need]())
         return needs | behavior if self.correction is not None else needs
 
 
@@ -354,7 +342,7 @@ class LearnerConfig(Section):
     """Dtype of forward and backward; master weights are always fp32."""
     max_tokens_per_micro_batch: int = Field(default=4096, ge=16)
     """Packed tokens (shared prompts counted once) of one forward and backward."""
-    logprob_chunk_tokens: int = Field(default=256, ge=1)
+    logprob_chunk_tokens: int = Field(default=512, ge=1)
     """Tokens whose logits exist at once."""
     attention: Literal["auto", "shared_prompt", "packed"] = "auto"
     """shared_prompt: a group's prompt is computed once; packed: each sequence stands alone; auto picks by cost."""
@@ -368,6 +356,8 @@ class LearnerConfig(Section):
     """Which frozen policy terms compare with."""
     teacher: TeacherConfig | None = None
     """Whom distillation terms learn from."""
+    critic: CriticConfig | None = None
+    """Who predicts what answers earn, for advantages "gae" and "v_trace"."""
     resets: ResetConfig = ResetConfig()
     """When reference and optimizer start afresh."""
     max_skipped_steps: int = Field(default=3, ge=0)
@@ -379,7 +369,8 @@ class LearnerConfig(Section):
     def supplies(self) -> frozenset[Need]:
         """What a learner with these settings can give to a loss."""
         teacher = frozenset[Need]({"teacher_logprobs", "divergence"} if self.teacher is not None else ())
-        return frozenset[Need]({"behavior_logprobs", "reference_logprobs", "entropy", "scores"}) | teacher
+        critic = frozenset[Need]({"values"} if self.critic is not None else ())
+        return frozenset[Need]({"behavior_logprobs", "reference_logprobs", "entropy", "scores"}) | teacher | critic
 
     @model_validator(mode="after")
     def _reference_can_move(self) -> LearnerConfig:

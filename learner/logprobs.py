@@ -19,7 +19,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = 256,
+    chunk_tokens: int = 512,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs of `targets` under softmax(hidden @ weight.T / temperature), differentiable in hidden and weight.
@@ -53,7 +53,7 @@ def token_logprobs(
 
 @torch.no_grad()
 def vocabulary_measures(
-    hidden: Tensor, weight: Tensor, *, floor: float, temperature: float = 1.0, chunk_tokens: int = 256
+    hidden: Tensor, weight: Tensor, *, floor: float, temperature: float = 1.0, chunk_tokens: int = 512
 ) -> Tensor:
     """Numbers of the whole distributions softmax(hidden @ weight.T / temperature), without gradient.
 
@@ -87,7 +87,7 @@ def vocabulary_divergence(
     *,
     mixture: float,
     temperature: float = 1.0,
-    chunk_tokens: int = 256,
+    chunk_tokens: int = 512,
 ) -> Tensor:
     """Generalised Jensen-Shannon divergence between two next-token distributions, with gradient in the first.
 

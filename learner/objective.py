@@ -44,10 +44,12 @@ import torch
 from torch import Tensor
 
 from learner.advantages import ADVANTAGES, Float64Array, ScoredBatch
-from learner.config import Need, ProtectedSurrogate, TeacherDivergence, Term
+from learner.config import TOKEN_ADVANTAGES, Need, ProtectedSurrogate, TeacherDivergence, Term
 from learner.corrections import correction_weights
 from learner.losses.table import LOSSES
 from learner.ratios import effective_sample_fraction, mismatch_metrics
+from learner.returns import RETURNS
+from learner.schedules.controllers import Controls
 from rewards.trajectory import Float32Array, Group, Role, Trajectory
 
 BoolArray = npt.NDArray[np.bool_]
@@ -133,6 +135,8 @@ class Objective:
         for label, term in zip(self._labels, self._terms, strict=True):
             _check_advantage_options(label, term)
         _refuse_two_floors(self._terms)
+        self.controls = Controls(self._labels, [term.controller for term in self._terms])
+        """All that an objective remembers between steps."""
         if len(_mixtures(self._terms)) > 1:
             raise ValueError(
                 f"terms of teacher_divergence ask for mixtures {_mixtures(self._terms)}, but one divergence is "
@@ -143,6 +147,13 @@ class Objective:
     def labels(self) -> tuple[str, ...]:
         """One unique name per term."""
         return self._labels
+
+    def weights(self, step: int) -> tuple[float, ...]:
+        """Factor of each term: its schedule at this step times its controller's coefficient."""
+        return tuple(
+            term.weight.at(step) * coefficient
+            for term, coefficient in zip(self._terms, self.controls.coefficients, strict=True)
+        )
 
     @property
     def has_statistics(self) -> bool:
@@ -201,8 +212,7 @@ class Objective:
         """
         total = columns["logprobs"][:0].sum()
         metrics: dict[str, Tensor] = {}
-        for label, term in zip(self._labels, self._terms, strict=True):
-            weight = term.weight.at(step)
+        for label, term, weight in zip(self._labels, self._terms, self.weights(step), strict=True):
             own = _columns_of_term(label, term, columns)
             correction_metrics = _correct(label, term, own)
             names = LOSSES[term.loss.name].columns
@@ -228,11 +238,11 @@ class Objective:
         effective_sample_fraction.
         """
         report: dict[str, dict[str, float]] = {}
-        for term, plan_of_term in zip(self._terms, plan.terms, strict=True):
+        for plan_of_term, weight in zip(plan.terms, self.weights(step), strict=True):
             prefix = f"{plan_of_term.label}/"
             own = {name.removeprefix(prefix): float(v) for name, v in metrics.items() if name.startswith(prefix)}
             report[plan_of_term.label] = {
-                "weight": term.weight.at(step),
+                "weight": weight,
                 "num_tokens": float(plan_of_term.num_tokens),
                 "num_sequences": float(plan_of_term.num_sequences),
                 **_readable(own, plan_of_term.num_tokens),
@@ -300,10 +310,19 @@ def _plan_term(label: str, term: Term, groups: Sequence[Group], trajectories: Se
 
 
 def _mask(trajectory: Trajectory, term: Term) -> BoolArray:
-    """[T] the tokens a term trains; never the first of a sequence, which nothing predicts."""
-    if trajectory.source != term.source or ("scores" in term.loss.needs and trajectory.score is None):
+    """[T] the tokens a term trains; never the first of a sequence, which nothing predicts, nor a greedy answer."""
+    if (
+        trajectory.source not in term.sources
+        or _is_greedy(trajectory)
+        or ("scores" in term.loss.needs and trajectory.score is None)
+    ):
         return np.zeros(len(trajectory.token_ids), dtype=np.bool_)
     return _trainable(trajectory)
+
+
+def _is_greedy(trajectory: Trajectory) -> bool:
+    """Sampled at temperature 0: a baseline, and no draw of the policy."""
+    return trajectory.sampling.temperature == 0.0
 
 
 def _trainable(trajectory: Trajectory) -> BoolArray:
@@ -329,23 +348,36 @@ def _token_scales(lengths: npt.NDArray[np.int64], term: Term) -> npt.NDArray[np.
 
 def _advantages(term: Term, groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> Float64Array:
     """[trajectories] NaN for those the advantage leaves out; of no meaning where the term's mask is empty."""
-    compared = np.array(
-        [t.score is not None and (term.compared_with == "group" or t.source == term.source) for t in trajectories],
-        dtype=np.bool_,
-    )
+    scored = np.array([t.score is not None for t in trajectories], dtype=np.bool_)
+    alike = np.array([term.compared_with == "group" or t.source in term.sources for t in trajectories], dtype=np.bool_)
+    greedy = np.array([_is_greedy(t) for t in trajectories], dtype=np.bool_)
     names = sorted({name for t in trajectories if t.verdict is not None for name in t.verdict.components})
     batch = ScoredBatch(
         scores=np.array([_number(t.score) for t in trajectories], dtype=np.float64),
-        compared=compared,
+        compared=scored & alike & ~greedy,
         groups=np.repeat(np.arange(len(groups)), [len(group.trajectories) for group in groups]),
         lengths=np.array([np.count_nonzero(_trainable(t)) for t in trajectories], dtype=np.int64),
         components={
             name: np.array([_number(t.verdict and t.verdict.components.get(name)) for t in trajectories])
             for name in names
         },
+        stages=np.concatenate([_stages(group) for group in groups] or [np.zeros(0, np.int64)]),
         fresh=np.array([t.source == "live" for t in trajectories], dtype=np.bool_),
+        of_source=np.array([t.source == term.source for t in trajectories], dtype=np.bool_),
+        greedy=scored & greedy,
+        loglikelihoods=np.array([float(t.behavior_logprobs[_trainable(t)].sum()) for t in trajectories]),
     )
+    if term.advantage in TOKEN_ADVANTAGES:  # `learner.returns` puts those of tokens in the place of the scores
+        return ADVANTAGES["score"](batch)
     return ADVANTAGES[term.advantage](batch, **term.advantage_options)
+
+
+def _stages(group: Group) -> npt.NDArray[np.int64]:
+    """[members] which sampling of the group each was drawn in, by its seed; 0 for donors."""
+    seeds = list(dict.fromkeys(t.sampling.seed for t in group.own_members))
+    return np.array(
+        [seeds.index(t.sampling.seed) if t.source is group.source else 0 for t in group.trajectories], np.int64
+    )
 
 
 def _number(value: float | None) -> float:
@@ -353,7 +385,8 @@ def _number(value: float | None) -> float:
 
 
 def _check_advantage_options(label: str, term: Term) -> None:
-    parameters = inspect.signature(ADVANTAGES[term.advantage]).parameters.values()
+    function = {**ADVANTAGES, **RETURNS}[term.advantage]
+    parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(term.advantage_options) - set(known))
     if unknown:

@@ -69,7 +69,7 @@ class Policy(nn.Module):
         model: PreTrainedModel,
         *,
         temperature: float = 1.0,
-        chunk_tokens: int = 256,
+        chunk_tokens: int = 512,
         compute_dtype: torch.dtype = torch.float32,
         lora: LoRAConfig | None = None,
     ) -> None:

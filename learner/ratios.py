@@ -39,6 +39,19 @@ def sequence_sums(values: Tensor, sequence_ids: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, totals[index], 0.0)
 
 
+def suffix_sums(values: Tensor, sequence_ids: Tensor, mask: Tensor) -> Tensor:
+    """[N] the sum over the token itself and the masked tokens behind it in its sequence; 0 outside the mask.
+
+    Args: as `sequence_sums`; the tokens of a sequence stand in their order, those of others may lie between them.
+    """
+    ids, index = torch.unique(torch.where(mask, sequence_ids, -1), return_inverse=True)
+    taken = torch.where(mask, values, 0.0).double()  # differences of long running sums
+    order = torch.argsort(index, stable=True)
+    running = torch.zeros_like(taken).index_copy(0, order, taken[order].cumsum(0))
+    ends = taken.new_zeros(len(ids)).index_add(0, index, taken).cumsum(0)
+    return torch.where(mask, ends[index] - running + taken, 0.0).to(values.dtype)
+
+
 def at_level(log_ratio: Tensor, sequence_ids: Tensor, mask: Tensor, level: str) -> Tensor:
     """[N] a token's log-ratio as it is (token), the mean (geometric) or the sum (product) over its sequence.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from learner.policy import Policy
+
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer for the others raises, and the group is rebuilt from its last checkpoint."""
@@ -50,7 +53,7 @@ def init_ranks(rank: int, world_size: int, init_method: str | None) -> None:
     )
 
 
-def shard_policy(policy: Policy, world_size: int) -> Policy:
+def shard_policy(policy: AnyPolicy, world_size: int) -> AnyPolicy:
     """Shards every decoder layer, then the rest with the policy as root; in place. One rank keeps plain tensors.
 
     Embedding and head lie in the root's group together, so tied weights stay one parameter.

@@ -35,6 +35,7 @@ class UpdateTokens:
         advantages: [N] reward units; 0 for a loss that reads no scores.
         sequence_ids, group_ids: [N] numbers of trajectory and group.
         measures: name of MEASURES to [N].
+        reference_logprobs: [N] nats of the frozen reference; None where the loss reads none.
     """
 
     logprobs: Float64Array
@@ -43,6 +44,7 @@ class UpdateTokens:
     sequence_ids: Int64Array
     group_ids: Int64Array
     measures: Mapping[str, Float64Array]
+    reference_logprobs: Float64Array | None = None
 
     @property
     def ratio(self) -> Float64Array:
@@ -161,6 +163,16 @@ def token_hits(tokens: UpdateTokens, step: int, *, draws: int) -> Columns:
     return {"hits": hits / draws}
 
 
+def prospect_point(tokens: UpdateTokens, step: int, *, reference_point: float | None) -> Columns:
+    """point: nats, `reference_point`, or the mean over all sequences of the update of their log-ratio to the reference,
+    not below 0, on each token."""
+    if reference_point is None:
+        assert tokens.reference_logprobs is not None  # the loss needs them
+        total = float((tokens.logprobs - tokens.reference_logprobs).sum())
+        reference_point = max(total / len(np.unique(tokens.sequence_ids)), 0.0)
+    return {"point": np.full(len(tokens.logprobs), reference_point)}
+
+
 STATISTICS: Mapping[str, Callable[..., Columns]] = {
     function.__name__: function
     for function in (
@@ -172,6 +184,7 @@ STATISTICS: Mapping[str, Callable[..., Columns]] = {
         low_probability,
         mean_entropy,
         token_hits,
+        prospect_point,
     )
 }
 """Name of a loss's statistic to the function."""
@@ -183,6 +196,7 @@ def statistic_columns(
     behavior_logprobs: Sequence[Float32Array],
     measured: Mapping[str, Float64Array],
     step: int,
+    reference_logprobs: Sequence[Float32Array] | None = None,
 ) -> dict[str, tuple[Float32Array, ...]]:
     """ "{label}/{column}" to one [T] array per trajectory, for the terms whose loss has a statistic.
 
@@ -190,6 +204,7 @@ def statistic_columns(
         behavior_logprobs: [T] per trajectory, NaN where unknown.
         measured: of MEASURES, [num_trained_tokens] each: all trained tokens, trajectories and positions in order.
         step: 0-based learner step.
+        reference_logprobs: [T] per trajectory; None where no term reads them.
     """
     columns: dict[str, tuple[Float32Array, ...]] = {}
     trained = np.concatenate(plan.trained)
@@ -200,7 +215,7 @@ def statistic_columns(
         chosen = mask[trained]
         values = {name: array[chosen] for name, array in measured.items()}
         lengths = [int(np.count_nonzero(m)) for m in own.mask]
-        behavior = np.concatenate(behavior_logprobs)[mask].astype(np.float64)
+        behavior = _at(mask, behavior_logprobs)
         tokens = UpdateTokens(
             logprobs=values["logprobs"],
             behavior_logprobs=values["logprobs"] if term.ratio_to == "proximal" else behavior,
@@ -208,6 +223,7 @@ def statistic_columns(
             sequence_ids=np.repeat(np.arange(len(lengths)), lengths),
             group_ids=np.repeat(plan.groups, lengths),
             measures=values,
+            reference_logprobs=None if reference_logprobs is None else _at(mask, reference_logprobs),
         )
         made = STATISTICS[term.loss.statistic](tokens, step, **term.loss.statistic_parameters())
         splits = np.cumsum([len(m) for m in own.mask])[:-1]
@@ -216,6 +232,11 @@ def statistic_columns(
             flat[mask] = column
             columns[f"{own.label}/{name}"] = tuple(np.split(flat, splits))
     return columns
+
+
+def _at(mask: npt.NDArray[np.bool_], columns: Sequence[Float32Array]) -> Float64Array:
+    """[N] one column [T] per trajectory, at the tokens of a mask over all of them."""
+    return np.concatenate(columns)[mask].astype(np.float64)
 
 
 def _covariance(tokens: UpdateTokens) -> Float64Array:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from learner import checkpoint, export
-from learner.attention import choose_backend
-from learner.batch import Columns, MicroBatch, TrainingSequence, collate, training_sequences
+from learner.advantages import Float64Array
+from learner.batch import Columns, MicroBatch, TrainingSequence, training_sequences
+from learner.companions.config import CriticConfig
+from learner.companions.critic import CriticPlan, load_critic, with_token_advantages
+from learner.companions.critic_learner import CriticLearner
 from learner.config import LearnerConfig, Term
+from learner.members import MemberRecord, member_records, member_sums
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
-from learner.packing import choose_layout, split_micro_batches
+from learner.optimizer import apply_gradients, make_optimizer, why_not_finite
 from learner.policy import Policy, TokenOutputs
+from learner.ratios import MAX_LOG_RATIO
+from learner.returns import episodes
 from learner.sharding import add_over_ranks, init_ranks, rank_device, reduce_over_ranks, shard_policy, total_grad_norm
-from learner.statistics import MEASURES, Float64Array, statistic_columns
+from learner.statistics import MEASURES, statistic_columns
+from learner.update import Place, Update
 from rewards.trajectory import Float32Array, Group
+
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +43,16 @@ class StepReport:
     Attributes:
         step: 0-based learner step.
         loss: weighted sum of the terms.
-        terms: per term label, numbers to read (see `Objective.report`).
+        terms: per term label, numbers to read (see `Objective.report`); those of the critic under "critic".
         grad_norm: global 2-norm before clipping.
         skipped: the optimizer was left alone; `skip_reason` says why.
         reset: the step began with a reset of reference or optimizer (`ResetConfig`).
         num_tokens: tokens the model computed; `num_logical_tokens`: tokens of all trained sequences, each counted
             alone; `num_trained_tokens`: tokens with a loss.
+        num_flop: arithmetic of the weights on `num_tokens`, see `flop_per_token`.
         num_micro_batches: forward and backward passes of each rank.
         shared_prefixes: common prefixes were computed once.
+        members: of each trajectory, groups and members in order; empty when nothing was trained.
         seconds: wall time of this rank by phase.
     """
 
@@ -57,9 +67,20 @@ class StepReport:
     num_tokens: int = 0
     num_logical_tokens: int = 0
     num_trained_tokens: int = 0
+    num_flop: float = 0.0
     num_micro_batches: int = 0
     shared_prefixes: bool = True
+    members: tuple[MemberRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def flop_per_token(module: torch.nn.Module) -> float:
+    """Multiplications and additions a training token costs: 2 per weight forward, 2 for the gradient of its input, and
+    2 for its own where it is trained. Attention, a frozen reference and what is computed twice add to it.
+
+    Source: the 6 N of arXiv:2001.08361, section 2.1.
+    """
+    return float(sum((6 if weight.requires_grad else 4) * weight.numel() for weight in module.parameters()))
 
 
 class Trainer:
@@ -81,7 +102,8 @@ class Trainer:
 
         Args:
             temperature: of sampling; log-probs are taken at the same. 0 (greedy) is reported at 1 by the engines.
-            companions: folders of the other models, "reference" and "teacher"; `model_path` where one is not named.
+            companions: folders of the other models, "reference", "teacher" and "critic"; `model_path` where one is not
+                named.
 
         Raises:
             ValueError: a term needs something this trainer cannot supply.
@@ -92,22 +114,29 @@ class Trainer:
         if missing:
             raise ValueError(
                 f"the terms need {sorted(missing)}, which a learner with these settings cannot supply: name the model "
-                "they come from (learner.teacher for teacher_logprobs and divergence), or drop those terms"
+                "they come from (learner.teacher for teacher_logprobs and divergence, learner.critic for values), or "
+                "drop those terms"
             )
+        own_critic = config.critic if "values" in self.objective.needs else None
+        self._kl_in_reward = own_critic.kl_in_reward if own_critic is not None else 0.0
+        self._reads_reference = "reference_logprobs" in self.objective.needs or self._kl_in_reward > 0
         self.device = rank_device(rank)
         if self.device.type == "cpu":
             torch.set_num_threads(config.threads_per_rank)
         init_ranks(rank, world_size, init_method)
         torch.manual_seed(config.seed)
         self._model_path, self._companions = Path(model_path), dict(companions or {})
-        self._dtype = torch.bfloat16 if config.compute_dtype == "bfloat16" else torch.float32
+        dtype = torch.bfloat16 if config.compute_dtype == "bfloat16" else torch.float32
+        self._place = Place(rank, world_size, self.device, dtype)
         self._temperature = temperature or 1.0
         self.policy = self._make_policy(self._model_path, trained=True)
+        self._flop_per_token = flop_per_token(self.policy)
         self.reference = self._make_reference()
         """The frozen copy, unless nobody reads it or the weights below the adapters are it."""
         reads_teacher = self.objective.needs & {"teacher_logprobs", "divergence"}
         self.teacher = self._make_policy(self._companion("teacher"), trained=False) if reads_teacher else None
-        self.optimizer = _make_optimizer(config, self.policy)
+        self.critic = self._make_critic(own_critic) if own_critic is not None else None
+        self.optimizer = make_optimizer(config.optimizer, self.policy)
         self.steps_done = 0
         """Optimizer steps applied by this model's history, skipped ones not counted."""
 
@@ -131,14 +160,44 @@ class Trainer:
             sequences = training_sequences(groups, plan.trained)
         if not sequences:
             return self._report(plan, {}, step, clock, reason="no token of the batch is trained by any term")
-        totals = self._accumulate(groups, plan, sequences, step, clock)
+        update = Update(self.config, self._place, plan, sequences)
+        plan, columns, critic_plan = self._prepare(groups, plan, update, step, clock)
+        totals = self._accumulate(plan, update, columns, step, clock)
+        of_critic: dict[str, float] = {}
+        if self.critic is not None and critic_plan is not None:
+            with clock.phase("critic"):
+                of_critic = self.critic.accumulate(update, critic_plan, groups)
         with clock.phase("optimizer"):
             totals["grad_norm"] = torch.tensor(total_grad_norm(self._trained_parameters()))
-            reason = _why_not_finite(float(totals["loss"]), float(totals["grad_norm"]))
-            if reason is None:
-                self._update(step, float(totals["grad_norm"]))
-            self.optimizer.zero_grad(set_to_none=True)
-        return self._report(plan, totals, step, clock, reason)
+            reason = self._apply(totals, of_critic, step)
+        report = self._report(plan, totals, step, clock, reason)
+        if reason is None:
+            self.objective.controls.observe(report.terms)
+        if critic_plan is None:
+            return report
+        return replace(report, terms={**report.terms, "critic": {**critic_plan.report, **of_critic}})
+
+    def _apply(self, totals: Mapping[str, Tensor], of_critic: Mapping[str, float], step: int) -> str | None:
+        """The optimizer steps of policy and critic: both, or none and why."""
+        grad_norm = float(totals["grad_norm"])
+        reason = why_not_finite(float(totals["loss"]), grad_norm)
+        if reason is None and self.critic is not None:
+            reason = self.critic.why_not(of_critic)
+        if reason is None:
+            settings = self.config.optimizer
+            apply_gradients(
+                self.optimizer,
+                learning_rate=self._learning_rate(step),
+                grad_norm=grad_norm,
+                max_grad_norm=settings.max_grad_norm,
+            )
+            if self.critic is not None:
+                self.critic.apply(of_critic, step)
+            self.steps_done += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.critic is not None:
+            self.critic.optimizer.zero_grad(set_to_none=True)
+        return reason
 
     def _report(
         self, plan: BatchPlan, totals: Mapping[str, Tensor], step: int, clock: _Clock, reason: str | None
@@ -158,8 +217,10 @@ class Trainer:
             num_tokens=int(total("num_tokens")),
             num_logical_tokens=int(total("num_logical_tokens")),
             num_trained_tokens=plan.num_trained_tokens,
+            num_flop=total("num_tokens") * self._flop_per_token,
             num_micro_batches=int(total("num_micro_batches")) // self.world_size,
             shared_prefixes=bool(total("shared_prefixes")),
+            members=member_records(totals["members"], self._terms) if "members" in totals else (),
             seconds=clock.seconds,
         )
 
@@ -195,16 +256,26 @@ class Trainer:
         checkpoint.load(self, folder)
 
     def _make_policy(self, folder: Path, *, trained: bool) -> Policy:
-        policy = Policy.load(
-            folder,
-            temperature=self._temperature,
-            chunk_tokens=self.config.logprob_chunk_tokens,
-            compute_dtype=self._dtype,
-            lora=self.config.lora if trained else None,
-        ).to(self.device)
+        policy = Policy.load(folder, **self._model_options(trained)).to(self.device)
         if not trained:
             policy.requires_grad_(False)
-        elif self.config.gradient_checkpointing:
+        return self._ready(policy, trained=trained)
+
+    def _make_critic(self, config: CriticConfig) -> CriticLearner:
+        critic = load_critic(config, self._companion("critic"), **self._model_options(True)).to(self.device)
+        critic = self._ready(critic, trained=True)
+        return CriticLearner(config, self.config.optimizer, critic, world_size=self.world_size)
+
+    def _model_options(self, trained: bool) -> dict[str, Any]:
+        return {
+            "temperature": self._temperature,
+            "chunk_tokens": self.config.logprob_chunk_tokens,
+            "compute_dtype": self._place.dtype,
+            "lora": self.config.lora if trained else None,
+        }
+
+    def _ready(self, policy: AnyPolicy, *, trained: bool) -> AnyPolicy:
+        if trained and self.config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             policy.model.train()
         return shard_policy(policy, self.world_size)
@@ -214,7 +285,7 @@ class Trainer:
 
     def _make_reference(self) -> Policy | None:
         below_adapters = self.config.lora is not None and "reference" not in self._companions
-        if "reference_logprobs" not in self.objective.needs or below_adapters:
+        if not self._reads_reference or below_adapters:
             return None
         reference = self._make_policy(self._companion("reference"), trained=False)
         shapes = [[p.shape for p in model.parameters()] for model in (reference, self.policy)]
@@ -239,40 +310,78 @@ class Trainer:
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [p for p in self.policy.parameters() if p.requires_grad]
 
+    def _prepare(
+        self, groups: Sequence[Group], plan: BatchPlan, update: Update, step: int, clock: _Clock
+    ) -> tuple[BatchPlan, Columns, CriticPlan | None]:
+        """What frozen models, the critic and a first pass say of the update, before anything moves: the plan with
+        advantages of single tokens, the columns of the objective, and what the critic learns; collective."""
+        trajectories = [t for group in groups for t in group.trajectories]
+        behavior = [t.behavior_logprobs for t in trajectories]
+        needs, columns = self.objective.needs, dict[str, Sequence[Float32Array]]()
+        if "behavior_logprobs" in needs:
+            columns["behavior_logprobs"] = behavior
+        if self._reads_reference:
+            with clock.phase("reference"):
+                columns["reference_logprobs"] = plan.spread(update.measure(1, self._reference_logprobs)[0])
+        if self.teacher is not None and "teacher_logprobs" in needs:
+            with clock.phase("teacher"):
+                evaluate = partial(_frozen_logprobs, self.teacher)
+                columns["teacher_logprobs"] = plan.spread(update.measure(1, evaluate)[0])
+        first: dict[str, Float64Array] = {}
+        if self.objective.has_statistics or self._reads_ratios:
+            with clock.phase("first_pass"):
+                first = self._first_pass(update)
+        critic_plan = None
+        if self.critic is not None:
+            with clock.phase("critic"):
+                values = plan.spread(update.measure(1, self.critic.values)[0])
+            source = partial(
+                episodes,
+                scores=[t.score for t in trajectories],
+                values=values,
+                ratios=_ratios(plan.spread(first["logprobs"]), behavior) if self._reads_ratios else None,
+                token_rewards=self._kl_rewards(behavior, columns),
+            )
+            plan = with_token_advantages(self._terms, plan, source)
+            critic_plan = self.critic.plan(self._terms, plan, source)
+        if self.objective.has_statistics:
+            reference = columns.get("reference_logprobs")
+            columns |= statistic_columns(self._terms, plan, behavior, first, step, reference)
+        return plan, {**plan.columns, **columns}, critic_plan
+
+    def _kl_rewards(
+        self, behavior: Sequence[Float32Array], columns: Mapping[str, Sequence[Float32Array]]
+    ) -> list[Float32Array] | None:
+        """[T] per trajectory, what each token pays for its distance to the reference."""
+        if self._kl_in_reward == 0:
+            return None
+        pairs = zip(behavior, columns["reference_logprobs"], strict=True)
+        return [-np.float32(self._kl_in_reward) * (sampling - reference) for sampling, reference in pairs]
+
+    @property
+    def _reads_ratios(self) -> bool:
+        """Whether values are corrected for the step from the sampling policy."""
+        own = self.critic is not None and self.critic.config.target == "v_trace"
+        return own or any(term.advantage == "v_trace" for term in self._terms)
+
     def _accumulate(
-        self, groups: Sequence[Group], plan: BatchPlan, sequences: Sequence[TrainingSequence], step: int, clock: _Clock
+        self, plan: BatchPlan, update: Update, columns: Columns, step: int, clock: _Clock
     ) -> dict[str, Tensor]:
         """Gradients of the whole batch; returns loss, token counts and metrics summed over micro-batches and ranks."""
-        inputs = [s.input_ids for s in sequences]
-        share_prefixes = choose_layout(self.config.attention, inputs) == "shared_prompt"
-        columns = {**self._columns(groups, plan)}
-        if "reference_logprobs" in self.objective.needs:
-            with clock.phase("reference"):
-                table = self._measure(plan, sequences, share_prefixes, 1, self._reference_logprobs)
-            columns["reference_logprobs"] = plan.spread(table[0])
-        if self.teacher is not None and "teacher_logprobs" in self.objective.needs:
-            with clock.phase("teacher"):
-                table = self._measure(plan, sequences, share_prefixes, 1, partial(_frozen_logprobs, self.teacher))
-            columns["teacher_logprobs"] = plan.spread(table[0])
-        if self.objective.has_statistics:
-            with clock.phase("first_pass"):
-                first = self._first_pass(plan, sequences, share_prefixes)
-            behavior = [t.behavior_logprobs for g in groups for t in g.trajectories]
-            columns |= statistic_columns(self._terms, plan, behavior, first, step)
-        taught, measured = _split_by_gradient(plan, [term.weight.at(step) for term in self._terms], sequences)
+        taught, measured = _split_by_gradient(plan, self.objective.weights(step), update.sequences)
         parts = []
         for part, backward in ((taught, True), (measured, False)):
-            for chunk in self._my_chunks(part, plan, share_prefixes):
+            for chunk in update.chunks(part):
                 with clock.phase("collate"):
-                    batch = self._collate(chunk, columns, share_prefixes)
+                    batch = update.collate(chunk, columns)
                 with torch.set_grad_enabled(backward):
-                    parts.append(self._pass(batch, step, clock, backward=backward))
-        totals = reduce_over_ranks(join_metrics(parts), is_maximum=is_maximum, world_size=self.world_size)
-        return {**totals, "shared_prefixes": torch.tensor(float(share_prefixes))}
+                    parts.append(self._pass(batch, step, clock, len(plan.trained), backward=backward))
+        joined = join_metrics(parts)
+        members = add_over_ranks(joined.pop("members"), self.world_size)
+        totals = reduce_over_ranks(joined, is_maximum=is_maximum, world_size=self.world_size)
+        return {**totals, "members": members, "shared_prefixes": torch.tensor(float(update.shares_prefixes))}
 
-    def _first_pass(
-        self, plan: BatchPlan, sequences: Sequence[TrainingSequence], share_prefixes: bool
-    ) -> dict[str, Float64Array]:
+    def _first_pass(self, update: Update) -> dict[str, Float64Array]:
         """MEASURES of all trained tokens at the start of the update, [num_trained_tokens] each; collective."""
         floor = self.objective.vocabulary_floor
         names = MEASURES[:1] if floor is None else MEASURES
@@ -283,8 +392,7 @@ class Trainer:
             logprobs = outputs.logprobs[None]
             return logprobs if outputs.measures is None else torch.cat([logprobs, outputs.measures])
 
-        table = self._measure(plan, sequences, share_prefixes, len(names), evaluate)
-        return dict(zip(names, table, strict=True))
+        return dict(zip(names, update.measure(len(names), evaluate), strict=True))
 
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor:
         if self.reference is not None:
@@ -292,63 +400,10 @@ class Trainer:
         with self.policy.without_adapter():
             return _frozen_logprobs(self.policy, batch)
 
-    @torch.no_grad()
-    def _measure(
-        self,
-        plan: BatchPlan,
-        sequences: Sequence[TrainingSequence],
-        share_prefixes: bool,
-        num_rows: int,
-        evaluate: Callable[[MicroBatch], Tensor],
-    ) -> Float64Array:
-        """[num_rows, num_trained_tokens] what `evaluate` says of all trained tokens, without gradient; collective, and
-        the same on every rank.
-
-        Args:
-            evaluate: [num_rows, N] of a micro-batch's tokens.
-        """
-        ends = np.cumsum([np.count_nonzero(mask) for mask in plan.trained])
-        measured = torch.zeros(num_rows, plan.num_trained_tokens, dtype=torch.float64, device=self.device)
-        for chunk in self._my_chunks(sequences, plan, share_prefixes):
-            rows = evaluate(self._collate(chunk, {}, share_prefixes))
-            places = [torch.arange(len(s.positions)) + (ends[s.trajectory] - len(s.positions)) for s in chunk]
-            if places:
-                measured[:, torch.cat(places).to(self.device)] = rows.double()
-        return add_over_ranks(measured, self.world_size).cpu().numpy()
-
-    def _my_chunks(
-        self, sequences: Sequence[TrainingSequence], plan: BatchPlan, share_prefixes: bool
-    ) -> list[list[TrainingSequence]]:
-        """This rank's micro-batches; as many as every other rank's."""
-        if not sequences:
-            return []
-        chunks = split_micro_batches(
-            [s.input_ids for s in sequences],
-            max_tokens=self.config.max_tokens_per_micro_batch,
-            num_ranks=self.world_size,
-            share_prefixes=share_prefixes,
-            together=[plan.groups[s.trajectory] for s in sequences] if plan.whole_groups else None,
-        )
-        return [[sequences[i] for i in chunk] for chunk in chunks[self.rank]]
-
-    def _columns(self, groups: Sequence[Group], plan: BatchPlan) -> Columns:
-        columns: dict[str, Sequence[Float32Array]] = dict(plan.columns)
-        if "behavior_logprobs" in self.objective.needs:
-            columns["behavior_logprobs"] = [t.behavior_logprobs for g in groups for t in g.trajectories]
-        return columns
-
-    def _collate(self, sequences: Sequence[TrainingSequence], columns: Columns, share_prefixes: bool) -> MicroBatch:
-        return collate(
-            sequences,
-            columns,
-            share_prefixes=share_prefixes,
-            backend=choose_backend(self.device, self._dtype, share_prefixes=share_prefixes),
-            device=self.device,
-            dtype=self._dtype,
-        )
-
-    def _pass(self, batch: MicroBatch, step: int, clock: _Clock, *, backward: bool) -> dict[str, Tensor]:
-        """One micro-batch forward and, if asked, backward; its loss, counts and metrics."""
+    def _pass(
+        self, batch: MicroBatch, step: int, clock: _Clock, num_members: int, *, backward: bool
+    ) -> dict[str, Tensor]:
+        """One micro-batch forward and, if asked, backward; its loss, counts, metrics and `member_sums`."""
         mixture, teacher = self.objective.teacher_mixture, None
         if self.teacher is not None and mixture is not None:
             with clock.phase("teacher"):
@@ -356,7 +411,10 @@ class Trainer:
         with clock.phase("forward"):
             outputs = self.policy(batch, with_entropy="entropy" in self.objective.needs, teacher=teacher)
             own = {name: column for name, column in outputs._asdict().items() if column is not None}
-            loss, metrics = self.objective.loss({**batch.columns, **own}, step)
+            columns = {**batch.columns, **own}
+            loss, metrics = self.objective.loss(columns, step)
+            labelled = list(zip(self.objective.labels, self._terms, strict=True))
+            metrics["members"] = member_sums(columns, labelled, num_members)
         with clock.phase("backward"):
             if backward:
                 # FSDP averages gradients over the ranks; the objective's parts are meant to be added.
@@ -376,17 +434,6 @@ class Trainer:
     def _learning_rate(self, step: int) -> float:
         return self.config.optimizer.learning_rate * self.config.optimizer.schedule.at(step)
 
-    def _update(self, step: int, grad_norm: float) -> None:
-        """Clips and applies the gradients; the fused kernel divides by `grad_scale` while it reads them."""
-        excess = max(1.0, grad_norm / self.config.optimizer.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step)
-        fused = cast(Any, self.optimizer)  # the two attributes through which torch.amp speaks to the fused kernel
-        fused.grad_scale = torch.tensor(excess, device=self.device) if excess > 1.0 else None
-        fused.found_inf = torch.tensor(0.0, device=self.device) if excess > 1.0 else None
-        self.optimizer.step()
-        self.steps_done += 1
-
 
 def _frozen_logprobs(policy: Policy, batch: MicroBatch) -> Tensor:
     """[1, N]"""
@@ -395,21 +442,11 @@ def _frozen_logprobs(policy: Policy, batch: MicroBatch) -> Tensor:
     return logprobs[None]
 
 
-def _make_optimizer(config: LearnerConfig, policy: Policy) -> torch.optim.AdamW:
-    """AdamW in one kernel; weight decay on matrices only, as norms and biases have no reason to shrink."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    settings = config.optimizer
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def _ratios(logprobs: Sequence[Float32Array], behavior: Sequence[Float32Array]) -> list[Float32Array]:
+    return [
+        np.exp(np.clip(current - sampling, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+        for current, sampling in zip(logprobs, behavior, strict=True)
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
 
 
 def _split_by_gradient(
@@ -432,14 +469,6 @@ def _split_by_gradient(
         unit = plan.groups[index] if plan.whole_groups else index
         (taught if unit in moving else measured).append(sequence)
     return (taught, measured) if taught else (measured, taught)
-
-
-def _why_not_finite(loss: float, grad_norm: float) -> str | None:
-    if not math.isfinite(loss):
-        return f"loss is {loss}"
-    if not math.isfinite(grad_norm):
-        return f"gradient norm is {grad_norm}"
-    return None
 
 
 class _Clock:

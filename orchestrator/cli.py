@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import commands, verify_answer
+from orchestrator import commands, evaluate_command, look_commands, verify_answer
 from orchestrator.load_config import ConfigError, make_importable
 from orchestrator.run_folders import UnknownRunError
 from rewards.import_path import ImportPathError
@@ -252,6 +252,17 @@ def _add_during_a_run(add: argparse._SubParsersAction) -> None:
     _add_runs(parser)
     parser.add_argument("--json", action="store_true", help="everything, as plain data")
 
+    parser = _command(
+        add,
+        "watch",
+        look_commands.watch,
+        "show the live page of a run from another terminal, until it ends",
+        "  braid watch my-run\n\nReads the run's folder only; Ctrl-C leaves the run alone.\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument("--no-view", action="store_true", help="one line per step instead of the live page")
+
     parser = _command(add, "stop", commands.stop, "end a run after the step in flight, with a checkpoint")
     parser.add_argument("run", metavar="RUN")
     _add_runs(parser)
@@ -293,13 +304,16 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     parser = _command(
         add,
         "eval",
-        commands.evaluate,
-        "measure pass@k of a model or a run's model on held-out tasks",
+        evaluate_command.evaluate,
+        "measure pass@k of models or runs' models on held-out tasks",
         "  braid eval smollm2-135m --recipe arithmetic_demo\n"
-        "  braid eval runs/grpo-20260101-120000 --samples 16 --k 1 4 16\n",
+        "  braid eval runs/grpo-20260101-120000 --samples 16 --k 1 4 16\n"
+        "  braid eval grpo-1 grpo-2 dapo-1 dapo-2 --recipe grpo --out comparison\n",
     )
-    parser.add_argument("target", metavar="MODEL_OR_RUN")
-    parser.add_argument("--recipe", help="where tasks and reward come from (default: the run's, or arithmetic_demo)")
+    parser.add_argument("target", metavar="MODEL_OR_RUN", nargs="+", help="runs of one recipe count as its seeds")
+    parser.add_argument(
+        "--recipe", nargs="+", help="where tasks and reward come from (default: the run's, or arithmetic_demo)"
+    )
     _add_set(parser)
     _add_runs(parser)
     parser.add_argument("--which", choices=("final", "best"), default="final", help="model of a run (default: final)")
@@ -308,6 +322,10 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     parser.add_argument("--samples", type=int, metavar="N", help="answers per task (default: the largest k)")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: 0 for one sample, 1 for several")
     parser.add_argument("--num-tasks", type=int, metavar="N", help="how many held-out tasks (default: all)")
+    parser.add_argument("--majority", choices=("math", "last_number", "whole"), help="also maj@k; how answers are read")
+    parser.add_argument("--reasoning", metavar="COMPONENT", help="also CoT-pass@k; what judges the reasoning")
+    parser.add_argument("--contamination", action="store_true", help="look for held-out tasks the model has seen")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write report.html and cells.jsonl, and go on there")
     parser.add_argument("--json", action="store_true", help="plain data")
 
     parser = _command(
@@ -357,6 +375,17 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
         "--compare", type=Path, metavar="FILE", help="held-out accuracy of all of them in one .svg or .png"
     )
     parser.add_argument("--over", choices=("step", "minutes"), default="step", help="horizontal axis of --compare")
+
+    parser = _command(
+        add,
+        "timeline",
+        look_commands.timeline,
+        "write the course of a run as a trace that ui.perfetto.dev shows",
+        "  braid timeline my-run\n",
+    )
+    parser.add_argument("run", metavar="RUN")
+    _add_runs(parser)
+    parser.add_argument("--into", type=Path, metavar="FILE", help="default: timeline.json in the run's folder")
 
     parser = _command(add, "audit", commands.audit, "check that every ticket and group of a run is accounted for")
     parser.add_argument("run", metavar="RUN")

@@ -44,7 +44,7 @@ class CommandError(RuntimeError):
 
 def train(args: Namespace) -> int:
     """A run from a recipe, or the continuation of one; ends with its final table and report."""
-    _hide_progress_bars()
+    hide_progress_bars()
     config, run_dir = _resumed(args) if args.resume else _fresh(args)
     config = _laid_out(config)
     cleared = _preflight(config, args)
@@ -105,7 +105,7 @@ def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def _hide_progress_bars() -> None:
+def hide_progress_bars() -> None:
     """Those of the libraries, here and in child processes: they would be drawn into our own output."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -334,7 +334,7 @@ def trace(args: Namespace) -> int:
 
 def plan(args: Namespace) -> int:
     """What a run would take and what asynchrony could gain."""
-    _hide_progress_bars()
+    hide_progress_bars()
     from rich.console import Console
 
     from actors.renderer import Renderer
@@ -402,56 +402,12 @@ def fetch_model(args: Namespace) -> int:
 # -- after a run ------------------------------------------------------------------------------------------------
 
 
-def evaluate(args: Namespace) -> int:
-    """pass@k of a model or of a run's model on held-out tasks, with 95 % intervals."""
-    _hide_progress_bars()
-    config, model_path = _model_to_evaluate(args)
-    num_samples = args.samples or max(args.k)
-    if max(args.k) > num_samples:
-        raise CommandError(f"pass@{max(args.k)} needs at least as many samples per task, got --samples {num_samples}")
-    temperature = args.temperature if args.temperature is not None else float(num_samples > 1)
-    if num_samples > 1 and temperature == 0:
-        raise CommandError("--samples above 1 at --temperature 0 would draw the same answer each time: raise either")
-    if args.engine is not None:
-        config = override(config, [f"rollout.engine.kind={args.engine}", "rollout.engine.options={}"])
-    from orchestrator.evaluate_model import evaluate_model
-    from orchestrator.preflight import preflight
+def model_of(run_dir: Path, which: str) -> Path:
+    """The folder of a run's final or best model.
 
-    cleared = preflight(config.model_copy(update={"model": str(model_path)}), trains=False)
-    tasks = cleared.tasks.heldout[: args.num_tasks]
-    if not tasks:
-        raise CommandError("there are no held-out tasks: raise tasks.num_heldout")
-    results = asyncio.run(
-        evaluate_model(config, model_path, tasks, ks=args.k, num_samples=num_samples, temperature=temperature)
-    )
-    if args.json:
-        print(json.dumps({name: asdict(result) for name, result in results.items()}, indent=2))
-        return 0
-    print(f"{model_path}: {len(tasks)} held-out tasks, {num_samples} samples each at temperature {temperature:g}")
-    for name, result in results.items():
-        for k, e in result.pass_at.items():
-            unscored = f", {result.unscored} samples unscored" if result.unscored else ""
-            print(f"  {name:12} pass@{k} {e.value:.3f}  [{e.low:.3f}, {e.high:.3f}]  n={e.n}{unscored}")
-    return 0
-
-
-def _model_to_evaluate(args: Namespace) -> tuple[RunConfig, Path]:
-    from actors.model_store import ModelError, resolve_model
-
-    folder = Path(args.target).expanduser()
-    try:
-        if is_run(folder) or is_run(args.runs.expanduser() / args.target):
-            run_dir = find_run(args.target, args.runs)
-            recall_folders(run_dir)
-            own = load_run_config(str(args.recipe or run_dir / "config.json"), args.set)
-            return own, _model_of(run_dir, args.which)
-        config = load_run_config(args.recipe or "arithmetic_demo", args.set)
-        return config, resolve_model(args.target)
-    except ModelError as error:
-        raise CommandError(f"{error} As a run: `--runs` says where runs lie, now {args.runs}.") from error
-
-
-def _model_of(run_dir: Path, which: str) -> Path:
+    Raises:
+        CommandError: it does not exist yet.
+    """
     folder = run_dir / ("best" if which == "best" else "model")
     if not (folder / "config.json").exists():
         raise CommandError(
@@ -464,7 +420,7 @@ def _model_of(run_dir: Path, which: str) -> Path:
 
 def export(args: Namespace) -> int:
     """A run's model as a folder that transformers and vLLM load."""
-    _hide_progress_bars()
+    hide_progress_bars()
     run_dir, target = find_run(args.run, args.runs), args.target.expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CommandError(f"{target} exists and is not an empty folder: name another target")
@@ -473,7 +429,7 @@ def export(args: Namespace) -> int:
         step = _export_checkpoint(run_dir, target)
         print(f"{target} (from the checkpoint after step {step})")
     else:
-        shutil.copytree(_model_of(run_dir, which), target, dirs_exist_ok=True)
+        shutil.copytree(model_of(run_dir, which), target, dirs_exist_ok=True)
         print(target)
     return 0
 

@@ -10,7 +10,7 @@ from actors.config import ReplayConfig, RolloutConfig, WeightsConfig
 from actors.contexts.config import GuidanceConfig
 from actors.rules.config import donor_sources
 from actors.samplers.config import CurriculumConfig
-from learner.config import LearnerConfig, Term
+from learner.config import TOKEN_ADVANTAGES, LearnerConfig, Term
 from rewards.config import RewardConfig, Section, TaskConfig
 
 
@@ -132,6 +132,9 @@ class RunConfig(Section):
     """Training wall clock after which the run ends early, evaluations not counted."""
     placement: Literal["cpu", "split", "colocated"] = "cpu"
     """cpu: everything on cores. split: learner and engines on their own GPUs. colocated: they share GPUs."""
+    pin_roles: bool = False
+    """Learner, rollout and reward processes only on nodes whose Ray label `braid/role` names their role, as the groups
+    of deploy/kuberay do."""
     layout: Literal["free", "halves", "shared", "turns"] | None = None
     """How engine and learner divide the cores of one machine (see orchestrator.layout); None leaves the settings as
     they are written in `rollout.engine` and `learner`."""
@@ -144,21 +147,22 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sources_are_supplied(self) -> RunConfig:
         spliced = donor_sources(self.rollout.rules) if self.replay.live_share > 0 else frozenset[str]()
-        for index, term in enumerate(self.terms):
-            if term.source == "live":
+        read = [(index, source) for index, term in enumerate(self.terms) for source in sorted(term.sources)]
+        for index, source in read:
+            if source == "live":
                 if self.replay.live_share == 0:
                     raise ValueError(f"terms[{index}] trains on live rollouts but the quotas leave none: lower them")
-            elif term.source not in self.replay.quotas and term.source not in spliced:
+            elif source not in self.replay.quotas and source not in spliced:
                 raise ValueError(
-                    f"terms[{index}] trains on source {term.source!r} but replay.quotas has no share for it, so "
-                    f"it would never see a token. Add replay.quotas={{'{term.source}': '1/4'}}, or a rule that "
+                    f"terms[{index}] trains on source {source!r} but replay.quotas has no share for it, so "
+                    f"it would never see a token. Add replay.quotas={{'{source}': '1/4'}}, or a rule that "
                     "splices donors of this source into groups."
                 )
         return self
 
     @model_validator(mode="after")
     def _supplies_are_trained_on(self) -> RunConfig:
-        trained = {term.source for term in self.terms}
+        trained = {source for term in self.terms for source in term.sources}
         if self.replay.live_share > 0 and "live" not in trained:
             raise ValueError(
                 f"replay.quotas leave {self.replay.live_share} of each batch to live rollouts, but no term trains on "
@@ -180,12 +184,27 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _answers_are_compared(self) -> RunConfig:
         for index, term in enumerate(self.terms):
-            compares = "scores" in term.needs and term.advantage != "score"
+            compares = "scores" in term.needs and term.advantage not in ("score", *TOKEN_ADVANTAGES)
             if term.source == "live" and compares and self.rollout.group_size < 2:
                 raise ValueError(
                     f"terms[{index}].advantage={term.advantage!r} compares the answers of a group, but "
                     "rollout.group_size=1, so every advantage would be 0: raise group_size, or use advantage='score'"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _greedy_answers_are_compared_with(self) -> RunConfig:
+        compares = [f"terms[{index}]" for index, term in enumerate(self.terms) if term.advantage == "over_greedy"]
+        if compares and not self.rollout.greedy_baseline:
+            raise ValueError(
+                f"{compares[0]}.advantage='over_greedy' compares with an answer at temperature 0, which nobody "
+                "samples: set rollout.greedy_baseline=true"
+            )
+        if self.rollout.greedy_baseline and not compares:
+            raise ValueError(
+                "rollout.greedy_baseline=true samples one more answer per group, but no term has "
+                "advantage='over_greedy' to compare with it: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -106,6 +106,14 @@ def _learner(config: RunConfig, model: ModelShape, tokens_per_update: int) -> li
         items.append(item("reference weights", 4 * model.params / ranks, "4 P / ranks"))
     if any({"teacher_logprobs", "divergence"} & term.needs for term in config.terms):
         items.append(item("teacher weights, if it is as large", 4 * model.params / ranks, "4 P / ranks"))
+    if learner.critic is not None:
+        items.append(
+            item(
+                "critic's weights, moments and gradients, if it is as large",
+                16 * trained / ranks,
+                f"16 {adapted} / ranks",
+            )
+        )
     return items
 
 

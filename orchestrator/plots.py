@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.run_history import RunHistory, Series
+from rewards.statistics import Estimate
 
 COLOURS = (
     "#2563a8", "#c2571a", "#2f8f5b", "#8a4fa3", "#a3283c", "#5b6b7a", "#b8860b", "#1f8a9c",
@@ -364,3 +365,66 @@ def _label(axis: Axes, title: str, x_label: str, y_label: str) -> None:
     axis.set_title(title, loc="left")
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
+
+
+@_styled
+def pass_at_figure(curves: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]]) -> Figure | None:
+    """pass@k over k, one panel per task set: each run a thin line, the mean of a setting a thick one.
+
+    Args:
+        curves: task set to setting to k to value, one mapping per run.
+    """
+    if not curves:
+        return None
+    figure, axes = _panels(1, len(curves), width=4.6, height=3.4, sharey=True)
+    for axis, (task_set, settings) in zip(axes, curves.items(), strict=True):
+        for index, (setting, runs) in enumerate(settings.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            series = [(list(map(float, run)), list(run.values())) for run in runs if run]
+            for number, (x, y) in enumerate(series):
+                _line(axis, f"{task_set}:{setting}:{number}", x, y, colour, linewidth=0.9, alpha=0.45)
+            if series:
+                x, y = mean_curve(series)
+                _line(axis, f"{task_set}:{setting}:mean", x, y, colour, linewidth=2.4, label=setting)
+        axis.set_ylim(-0.02, 1.02)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        _label(axis, task_set, "k", "")
+    axes[0].set_ylabel("pass@k")
+    axes[0].legend(loc="best")
+    return figure
+
+
+@_styled
+def interval_figure(estimates: Mapping[str, Mapping[str, Estimate]]) -> Figure | None:
+    """Estimates with their intervals: one panel per measure, one row per setting."""
+    if not estimates:
+        return None
+    settings = list(next(iter(estimates.values())))
+    figure, axes = _panels(1, len(estimates), width=PANEL_WIDTH, height=0.9 + 0.35 * len(settings), sharey=True)
+    for axis, (name, values) in zip(axes, estimates.items(), strict=True):
+        for index, (setting, e) in enumerate(values.items()):
+            errors = [[e.value - e.low], [e.high - e.value]]
+            colour = COLOURS[index % len(COLOURS)]
+            drawn = axis.errorbar([e.value], [index], xerr=errors, fmt="o", ms=5, capsize=3, lw=2, color=colour)
+            drawn.lines[0].set_gid(_gid(f"{name}:{setting}"))
+        axis.set_yticks(range(len(settings)), settings)
+        axis.set_ylim(len(settings) - 0.5, -0.5)
+        _label(axis, name, "", "")
+    return figure
+
+
+@_styled
+def profile_figure(levels: Sequence[float], profiles: Mapping[str, Sequence[Estimate]]) -> Figure | None:
+    """Share of scores above each level, with pointwise 95 % bands."""
+    if not profiles:
+        return None
+    figure, (axis,) = _panels(1, 1, width=5.6, height=3.4)
+    for index, (setting, shares) in enumerate(profiles.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        _line(axis, f"profile:{setting}", levels, [e.value for e in shares], colour, label=setting)
+        axis.fill_between(levels, [e.low for e in shares], [e.high for e in shares], color=colour, alpha=0.15)
+    axis.set_ylim(-0.02, 1.02)
+    axis.legend(loc="best")
+    _label(axis, "Performance profile", "score", "share of runs above it")
+    return figure

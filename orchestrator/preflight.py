@@ -24,7 +24,7 @@ OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
 SUPPLIED_SOURCES = ("live", "expert")
 """Sources some box of the graph fills: rollout workers, and the expert responses that come with the tasks."""
 
-SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher"}
+SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher", "values": "learner.critic"}
 """Settings that supply what a term reads."""
 
 SUPPLIED_BY_LIVE = frozenset({"behavior_logprobs", "scores"})
@@ -268,6 +268,8 @@ def source_problems(config: RunConfig) -> Iterator[str]:
         supplied = config.learner.supplies
         if term.source != "live":
             supplied -= SUPPLIED_BY_LIVE
+        if term.source == "expert":
+            supplied |= {"scores"}  # those on record with the answers
         if term.source in spliced:
             supplied |= SUPPLIED_BY_LIVE if term.source == "own_past" else {"scores"}
         missing = sorted(term.needs - supplied)
@@ -317,11 +319,13 @@ def rule_problems(config: RunConfig) -> Iterator[str]:
 
 
 def reward_problems(config: RunConfig) -> Iterator[str]:
-    """Verifiers that cannot be found or do not take their options."""
+    """Verifiers and judges that cannot be found or do not take their options."""
+    from rewards.judges.table import check_judges
     from rewards.rubric import Rubric
 
     try:
         Rubric(config.reward)
+        check_judges(config.reward)
     except ValueError as error:
         hints = (_shadowed(component.verifier) for component in config.reward.components.values())
         yield _named("reward", error) + next(filter(None, hints), "")
@@ -365,10 +369,11 @@ def _gold_fault(verify: Callable[..., object], task: Task, options: dict[str, ob
 
 
 def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
-    """A quota of expert groups that the tasks cannot fill."""
+    """A quota of expert groups that the tasks cannot fill, or imitation of answers that are on record as bad."""
     share = config.replay.quotas.get("expert")
     if share is None:
         return
+    yield from _recorded_score_problems(config, sum(any(e.score < 1.0 for e in task.expert) for task in tasks.train))
     num_expert = sum(bool(task.expert) for task in tasks.train)
     if num_expert == 0:
         yield (
@@ -383,6 +388,28 @@ def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
             f"{num_expert} expert groups x replay.max_uses.expert={max_uses} are fewer than the {float(needed):g} that "
             f"{config.num_steps} steps take: raise max_uses, lower num_steps, or supply more responses"
         )
+
+
+def _recorded_score_problems(config: RunConfig, num_pairs: int) -> Iterator[str]:
+    """Imitation of answers that are on record as bad, or comparisons where none is.
+
+    Args:
+        num_pairs: training tasks with a rejected answer.
+    """
+    for index, term in enumerate(config.terms):
+        if term.source != "expert" or "expert" in donor_sources(config.rollout.rules):
+            continue
+        compares = "scores" in term.needs and (term.advantage != "score" or term.loss.couples_groups)
+        if num_pairs and "scores" not in term.needs:
+            yield (
+                f"terms[{index}] ({term.loss.name}) reads no scores, so it would imitate the rejected answers too that "
+                f"{num_pairs} training tasks hold: use a loss over pairs, or leave the rejected answers out"
+            )
+        if compares and not num_pairs:
+            yield (
+                f"terms[{index}] ({term.loss.name}, advantage {term.advantage!r}) compares expert answers, but all of "
+                "them count 1: supply rejected ones (tasks.options.rejected_column for files), or use another loss"
+            )
 
 
 def help_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:

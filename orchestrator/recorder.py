@@ -13,7 +13,16 @@ from statistics import median
 from typing import Any
 
 from orchestrator.evaluation import Accuracy, Evaluation
-from orchestrator.run_log import EVALUATIONS_FILE, EVENTS_FILE, RESUMED, LineFile, read, surviving, write_json
+from orchestrator.run_log import (
+    EVALUATIONS_FILE,
+    EVENTS_FILE,
+    RESUMED,
+    STATUS_FILE,
+    LineFile,
+    read,
+    surviving,
+    write_json,
+)
 from orchestrator.run_totals import LEARNER, RunTotals
 from orchestrator.tracking import Tracker
 from rewards.telemetry import describe, unknown_metrics
@@ -36,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecorder:
-    """Implements ReportPort. Consumes reports; produces metrics.jsonl, events.jsonl, evaluations.jsonl, summary.json.
+    """Implements ReportPort. Consumes reports; produces metrics.jsonl, events.jsonl, evaluations.jsonl, status.json and
+    summary.json.
 
     Never on the data path: a slow sink delays nobody. In the folder of a run that was started before, it goes on
     where that one's files end.
@@ -211,6 +221,7 @@ class RunRecorder:
             **(extra or {}),
         }
         write_json(self._run_dir / "summary.json", summary, indent=2)
+        self._write_status()  # after the summary: who reads there of the end finds the last numbers
         return summary
 
     def close(self) -> None:
@@ -300,7 +311,11 @@ class RunRecorder:
         totals = {**self._totals.to_json(), "wall_s": self.wall_s}
         state = {"step": self.step, "totals": totals, "rewards": list(self._rewards), "best": self._best}
         write_json(self._run_dir / STATE_FILE, state)
+        self._write_status()
         self._saved_at = time.monotonic()
+
+    def _write_status(self) -> None:
+        write_json(self._run_dir / STATUS_FILE, {"time": time.time(), **self.status()})
 
     def _event(self, kind: str, details: Mapping[str, Any]) -> None:
         self._events.append({"time": time.time(), "kind": kind, **details})

@@ -25,6 +25,7 @@ table { border-collapse: collapse; font-size: 0.88rem; } th, td { padding: 0.2re
 th { color: #5b6b7a; font-weight: 600; } td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.meanings td { text-align: left; } .meanings td:last-child { white-space: normal; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(29rem, 1fr)); gap: 0 3rem; }
 .note { color: #5b6b7a; font-size: 0.85rem; margin: 0.3rem 0; } figure { margin: 0.5rem 0 1.2rem; }
 svg { max-width: 100%; height: auto; } pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: 0.8rem; }
@@ -79,48 +80,60 @@ def write_comparison(
 def render(run: RunHistory) -> str:
     """The whole page."""
     sections = summary_sections(run.summary, run.config, run.run_dir)
-    tables = "\n".join(_table(section) for section in sections)
+    tables = "\n".join(html_table(section) for section in sections)
     figures = "\n".join(_figure_parts(run))
     details = "\n".join(
         f"<details><summary>{title}</summary><pre>{escape(json.dumps(value, indent=2))}</pre></details>"
         for title, value in (("Resolved configuration", run.config), ("All numbers of the summary", run.summary))
     )
+    note = (
+        f"{run.name}, model {run.config.get('model', 'unknown')}, {run.summary['phase']} at step {run.summary['step']} "
+        f"of {run.summary['num_steps']}"
+    )
+    body = (
+        f'<h2>Results</h2>\n<div class="tables">{tables}</div>\n{figures}\n<h2>Settings and numbers</h2>\n'
+        f"{details}\n{_glossary()}"
+    )
+    return html_page(run.run_dir.name, note, body)
+
+
+def html_page(title: str, note: str, body: str) -> str:
+    """A page that needs no other file; `body` is HTML, the others are text."""
     return (
         "<!doctype html>\n"
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(run.run_dir.name)}</title><style>{CSS}</style></head><body>\n"
-        f"<h1>{escape(run.run_dir.name)}</h1>\n"
-        f'<p class="note">{escape(run.name)}, model {escape(str(run.config.get("model", "unknown")))}, '
-        f"{escape(str(run.summary['phase']))} at step {run.summary['step']} of {run.summary['num_steps']}</p>\n"
-        f'<h2>Results</h2>\n<div class="tables">{tables}</div>\n{figures}\n<h2>Settings and numbers</h2>\n'
-        f"{details}\n{_glossary()}\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>\n"
+        f'<h1>{escape(title)}</h1>\n<p class="note">{escape(note)}</p>\n{body}\n</body></html>\n'
     )
 
 
 def _figure_parts(run: RunHistory) -> Iterator[str]:
     summary = run.summary
-    yield _figure("Learning", plots.learning_figure(run), "reward and held-out accuracy over steps")
-    yield _figure("Optimisation", plots.optimisation_figure(run), "loss, gradient norm and learning rate over steps")
+    yield html_figure("Learning", plots.learning_figure(run), "reward and held-out accuracy over steps")
+    yield html_figure(
+        "Optimisation", plots.optimisation_figure(run), "loss, gradient norm and learning rate over steps"
+    )
     for label in run.term_metrics():
-        yield _figure(f"Term {label}", plots.term_figure(run, label), f"metrics of the term {label} over steps")
-    yield _figure(
+        yield html_figure(f"Term {label}", plots.term_figure(run, label), f"metrics of the term {label} over steps")
+    yield html_figure(
         "Learner against engine",
         plots.ratio_figure(run),
         "log-prob mismatch and importance ratios over steps",
         "Right after an update and without staleness the mismatch is the numerical difference of engine and learner; "
         "with age the policy's own change adds to it.",
     )
-    yield _figure("Policy age", plots.age_figure(run), "ages of live groups at hand-out")
-    yield _figure("Time", plots.time_figure(run), "where the time of learner and engines went")
-    yield _figure("Throughput", plots.rate_figure(run), "tokens per second")
+    yield html_figure("Policy age", plots.age_figure(run), "ages of live groups at hand-out")
+    yield html_figure("Time", plots.time_figure(run), "where the time of learner and engines went")
+    yield html_figure("Throughput", plots.rate_figure(run), "tokens per second")
     verdicts = plots.count_figure("Answers by status of their verdict", summary["verdicts"])
-    yield _figure("Verdicts", verdicts, "answers by the status of their verdict")
-    yield _figure(
+    yield html_figure("Verdicts", verdicts, "answers by the status of their verdict")
+    yield html_figure(
         "Dropped groups", plots.count_figure("Groups by reason", summary["drops"]), "dropped groups by reason"
     )
 
 
-def _figure(title: str, figure: Figure | None, description: str, note: str = "") -> str:
+def html_figure(title: str, figure: Figure | None, description: str, note: str = "") -> str:
+    """A heading with its figure, or with the remark that there is nothing to draw."""
     heading = f"<h2>{escape(title)}</h2>"
     if figure is None:
         return f'{heading}\n<p class="note">{NO_DATA}</p>'
@@ -130,7 +143,8 @@ def _figure(title: str, figure: Figure | None, description: str, note: str = "")
     return f"{heading}\n<figure>{svg}{caption}</figure>"
 
 
-def _table(section: Section) -> str:
+def html_table(section: Section) -> str:
+    """A section of a summary as a table."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in section.headings)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in section.rows)
     head = f"<thead><tr>{head}</tr></thead>" if any(section.headings) else ""
@@ -147,6 +161,6 @@ def _glossary() -> str:
         for name, metric in METRICS.items()
     )
     return (
-        "<details><summary>What the metrics mean</summary><table><thead><tr><th>metric</th><th>unit</th>"
+        "<details><summary>What the metrics mean</summary><table class=meanings><thead><tr><th>metric</th><th>unit</th>"
         f"<th>reduction</th><th>meaning</th></tr></thead><tbody>\n{rows}\n</tbody></table></details>"
     )

@@ -101,4 +101,5 @@ def make_spec(config: RunConfig, files: RunFiles, model_path: Path, incarnation:
         config_json=config.model_dump_json(),
         guidance=config.guidance,
         curriculum=config.curriculum,
+        pin_roles=config.pin_roles,
     )

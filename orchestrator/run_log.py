@@ -12,6 +12,8 @@ from typing import Any, TextIO
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
+STATUS_FILE = "status.json"
+"""The newest live status with the time it was taken, for readers that are no part of the run's cluster."""
 
 RESUMED = "resumed_step"
 """A line with this key says: the run went back to that step; earlier lines of later steps are void."""

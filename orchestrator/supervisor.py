@@ -175,7 +175,7 @@ class RunSupervisor:
         names = read_json(self._files.fleet) if self._replaces_another else None
         rollouts.spawn_ahead(names or first_names(spec.rollout.num_workers))
         if self._replaces_another:
-            await self._take_over(rollouts, replay)
+            await self._take_over(rollouts, cast(ReplayBox, replay))
         if "expert" in spec.replay.quotas:
             groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
             await preload_experts(replay, groups)
@@ -198,7 +198,7 @@ class RunSupervisor:
         """The boxes that Ray restarts."""
         return {name: unretried(name, self._namespace) for name in (*STATEFUL, *scoring.workers)}
 
-    async def _take_over(self, rollouts: ClusterRollouts, replay: ActorPort) -> None:
+    async def _take_over(self, rollouts: ClusterRollouts, replay: ReplayBox) -> None:
         """What the lost supervisor knew of the rollout workers: their engines' processes, and who was to leave."""
         for line in read(self._files.root / EVENTS_FILE):
             if line.get("kind") == "engine_started":

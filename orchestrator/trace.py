@@ -12,14 +12,12 @@ import numpy as np
 
 from actors.replay.log import BlockStore, read_journal
 from orchestrator.run_files import RunFiles
+from orchestrator.run_log import EVENTS_FILE
 from rewards.codec import decode_group
 from rewards.trajectory import Group, Role, Trajectory
 
 MAX_GROUPS = 8
 """Groups of one prompt that are told, the newest."""
-
-STEP_METRICS = ("ratio_mean", "clip_fraction", "mismatch_mean", "effective_sample_fraction")
-"""Numbers of the step a group was trained at, by term; they are of the whole batch."""
 
 
 class UnknownSampleError(LookupError):
@@ -51,8 +49,17 @@ class _Journals:
 
     @classmethod
     def of(cls, files: RunFiles) -> _Journals:
-        boxes = (files.state / box / "journal.jsonl" for box in ("tasks", "replay"))
-        return cls(*([event for event, _ in read_journal(path)] for path in boxes))
+        return cls(
+            *(
+                [event for path in _folders(files, box) for event, _ in read_journal(path / "journal.jsonl")]
+                for box in ("tasks", "replay")
+            )
+        )
+
+
+def _folders(files: RunFiles, box: str) -> list[Path]:
+    """Of a box's journals: one, or one of each shard."""
+    return sorted((files.state / box).glob("shard-*")) or [files.state / box]
 
 
 def trace_run(run_dir: Path, name: str) -> list[str]:
@@ -107,7 +114,7 @@ def _told(files: RunFiles, journals: _Journals, group_id: str, member: str | Non
     if block is not None:
         yield from _contents(block, member)
     for step in life.steps:
-        yield from _trained(files, step)
+        yield from _trained(files, step, group_id, member)
 
 
 def _follow_task(life: Life, event: Mapping[str, Any]) -> None:
@@ -149,6 +156,8 @@ def _follow_replay(life: Life, event: Mapping[str, Any], leases: dict[str, Mappi
         step, reason = leases[event["lease"]]["step"], event["dropped"].get(life.group_id)
         tell(f"commit   step {step}" + (f", not trained on: {reason}" if reason else ", trained on"))
         life.steps += [] if reason else [step]
+    elif kind == "moved" and life.group_id in event["blobs"]:
+        life.blob = event["blobs"][life.group_id]
     elif kind in ("evicted", "lost") and life.group_id in event["groups"]:
         tell(f"{kind:9}{event.get('reason', 'its block could not be read back')}")
     elif kind == "rolled_back" and any(step >= event["step"] for step in life.steps):
@@ -181,25 +190,30 @@ def _member(t: Trajectory, *, in_full: bool) -> Iterator[str]:
         yield f"         components {parts}"
 
 
-def _trained(files: RunFiles, step: int) -> Iterator[str]:
-    """Ratio and clipping of the step, whose batch this group was part of."""
-    path = files.root / "metrics.jsonl"
+def _trained(files: RunFiles, step: int, group_id: str, member: str | None) -> Iterator[str]:
+    """How far the policy had moved on the members when they were trained, and how much of them was clipped."""
+    records: list[Any] = []
+    path = files.root / EVENTS_FILE
     for line in path.read_text().splitlines() if path.exists() else ():
-        values = json.loads(line)
-        if values.get("role") != "learner" or values.get("step") != step + 1 or "loss" not in values:
-            continue
-        for name, value in values.items():
-            if name.startswith("term/") and name.rpartition("/")[2] in STEP_METRICS:
-                yield f"step {step:<4}{name.removeprefix('term/')} {value:.4g} (of the whole batch)"
+        event = json.loads(line)
+        if event["kind"] == "trained" and event["step"] == step:  # the last one: a step may have been rolled back
+            records = event["groups"].get(group_id, [])
+    for number, (tokens, ratio, clipped) in enumerate(records):
+        name = f"{group_id}/{number}"
+        if member in (None, name) or (member is not None and not member.rpartition("/")[2].isdigit()):
+            ratio_text = "no ratio" if ratio is None else f"ratio {ratio:.4g}"
+            clipped_text = "" if clipped is None else f", {clipped:.1%} clipped"
+            yield f"step {step:<4}{name}: {tokens} tokens trained, {ratio_text}{clipped_text}"
 
 
 def _block(files: RunFiles, life: Life) -> Group | None:
     """The stored group, unless its block is gone: spent groups leave the disk behind a checkpoint."""
-    folder = files.state / "replay" / "blocks"
-    if life.blob is None or not folder.exists():
-        return None
-    data = BlockStore(folder).read(life.blob)
-    return None if data is None else decode_group(data)
+    for folder in (path / "blocks" for path in _folders(files, "replay")):
+        data = BlockStore(folder).read(life.blob) if life.blob is not None and folder.exists() else None
+        group = None if data is None else decode_group(data)
+        if group is not None and group.group_id == life.group_id:
+            return group
+    return None
 
 
 def _parts(group_id: str) -> tuple[str, str, str]:

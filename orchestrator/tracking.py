@@ -19,13 +19,19 @@ from typing import Any
 
 from orchestrator.config import TrackingConfig
 from orchestrator.run_log import METRICS_FILE, RESUMED, LineFile
-from rewards.telemetry import Metric, Report, Sink, UnknownMetricError, describe
+from rewards.telemetry import METRICS, Report, Sink, UnknownMetricError, describe, row_of
 
 MAX_QUEUED = 4096
 """Reports that wait for one sink; when it is slower than that, newer ones are dropped and counted."""
 
 CLOSE_TIMEOUT_S = 30.0
 """How long all sinks together may take to write what is queued at the end."""
+
+UNPOLLED = ("learner", "evaluation")
+"""Roles that report steps and evaluations, which may lie minutes apart; the others are asked every few seconds."""
+
+RENEW_S = 5.0
+"""How often the Ray sink sets its gauges of those again."""
 
 WANDB_ID_FILE = "wandb_id.txt"
 """Keeps the identity of a run at wandb, so that a resumed run goes on in the same place."""
@@ -208,7 +214,11 @@ class WandbSink:
 
 
 class RaySink:
-    """Gauges and counters of Ray's own metrics, named braid_<metric>, with the tags role and run.
+    """Gauges and counters of Ray's own metrics, tagged with run, role and, in a family of metrics, name: what stands
+    for `*` in its row of the table. One series per row keeps dashboards independent of a run's terms and reasons.
+
+    Ray shows a gauge for some 20 s after it was set. Those of roles that speak only when something has happened are set
+    again meanwhile, with the next report of anybody; those of a polled worker that falls silent disappear.
 
     Args:
         metrics: `ray.util.metrics`.
@@ -218,42 +228,71 @@ class RaySink:
         self._run, self._metrics = run, metrics
         self._exported: dict[str, Any] = {}
         self._totals: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._held: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+        self._renewed_at = time.monotonic()
 
     def write(self, report: Report) -> None:
-        labels = {"role": report.role, "run": self._run}
         for name, value in report.values.items():
             try:
                 metric = describe(name)
             except UnknownMetricError:
                 continue  # the recorder has counted it
+            row = row_of(name)
+            labels = {"role": report.role, "run": self._run, "name": member(name, row)}
             if metric.is_count:
-                self._count(name, metric, value, labels)
+                self._count(name, row, value, labels)
             elif value == value:  # NaN is no state a gauge could show
-                self._export(name, metric).set(value, tags=labels)
+                self._export(row).set(value, tags=labels)
+                if report.role in UNPOLLED:
+                    self._held[report.role, name] = (value, labels)
+        self._renew()
 
     def close(self) -> None:
         """Ray owns what was exported."""
 
-    def _count(self, name: str, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at >= RENEW_S:
+            self._renewed_at = now
+            for (_, name), (value, labels) in self._held.items():
+                self._export(row_of(name)).set(value, tags=labels)
+
+    def _count(self, name: str, row: str, value: float, labels: dict[str, str]) -> None:
         growth = value
-        if metric.reduction == "total":
+        if METRICS[row].reduction == "total":
             key = (labels["role"], name)
             before, self._totals[key] = self._totals[key], value
             growth = value - before if value >= before else value  # a restarted reporter begins at 0
         if growth > 0:
-            self._export(name, metric).inc(growth, tags=dict(labels))
+            self._export(row).inc(growth, tags=labels)
 
-    def _export(self, name: str, metric: Metric) -> Any:
+    def _export(self, row: str) -> Any:
+        name = prometheus_name(row)
         if name not in self._exported:
+            metric = METRICS[row]
             kind = self._metrics.Counter if metric.is_count else self._metrics.Gauge
             text = f"{metric.meaning} Unit: {metric.unit}."
-            self._exported[name] = kind(prometheus_name(name), description=text, tag_keys=("role", "run"))
+            self._exported[name] = kind(name, description=text, tag_keys=("role", "run", "name"))
         return self._exported[name]
 
 
-def prometheus_name(name: str) -> str:
-    """braid_ and the metric's name with what Prometheus refuses replaced: term/live/x#2 -> braid_term_live_x_2."""
-    return "braid_" + re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")
+def prometheus_name(row: str) -> str:
+    """braid_ and the row's name with `*` and what Prometheus refuses left out: term/*/loss -> braid_term_loss.
+
+    Behind an underscore `*` reads `by`, so that a count by reason is not mistaken for the whole: groups_refused_*.
+    """
+    return "braid_" + re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"_\*$", "_by", row)).strip("_")
+
+
+def series_name(row: str) -> str:
+    """What Prometheus calls the series of a row after Ray has exported it."""
+    return f"ray_{prometheus_name(row)}{'_total' if METRICS[row].is_count else ''}"
+
+
+def member(name: str, row: str) -> str:
+    """What stands for `*` in a name of the row's family: term/live/x#2/loss of term/*/loss -> live/x#2."""
+    before, _, after = row.partition("*")
+    return name[len(before) : len(name) - len(after)] if "*" in row else ""
 
 
 def ray_sink(run: str) -> RaySink | None:

@@ -12,6 +12,7 @@ from learner.config import ClippedSurrogate, RatioSurrogate, ShapedLikelihood, S
 from orchestrator.config import RunConfig
 from recipes import _small
 from recipes._live import live_run
+from rewards.config import RewardConfig, TaskConfig
 
 EXPERT_TEMPLATE = "{expression} = {answer}"
 """The expert writes the problem down again, so that the beginning of its answer is not the answer."""
@@ -38,23 +39,27 @@ def guided_run(
     guidance: dict[str, Any] | None = None,
     sampler: dict[str, Any] | str = "uniform",
     stages: dict[str, Any] | None = None,
+    donors_from: float = 0.0,
     terms: Sequence[Term] = (ON_POLICY,),
     replay: ReplayConfig | None = None,
+    tasks: TaskConfig = TASKS,
+    reward: RewardConfig = _small.REWARD,
     **rollout: Any,
 ) -> RunConfig:
     """One value for each question; what is left out is GRPO's.
 
     Args:
         guidance: shares of the stream with help in their prompt.
-        sampler, stages: of the curriculum.
+        sampler, stages, donors_from: of the curriculum.
         rollout: further settings of the workers.
     """
     changes: dict[str, Any] = {} if replay is None else {"replay": replay}
     return live_run(
         name,
         terms,
-        tasks=TASKS,
-        curriculum=CurriculumConfig.model_validate({"sampler": sampler, "stages": stages}),
+        tasks=tasks,
+        reward=reward,
+        curriculum=CurriculumConfig.model_validate({"sampler": sampler, "stages": stages, "donors_from": donors_from}),
         guidance=GuidanceConfig.model_validate(guidance or {}),
         rollout=_small.ROLLOUT.model_copy(update={"rules": tuple(rules), **rollout}),
         **changes,

@@ -7,9 +7,9 @@ from recipes._guided import EXPERT_IN_GROUP, WHOLE_GROUP, guided_run
 
 
 def ampo() -> RunConfig:
-    """AMPO, SII-Enigma/AMPO: two donors of those at hand, by the probability they give the reference answer.
+    """AMPO, SII-Enigma/AMPO: the two donors whose reasoning makes the reference answer most probable.
 
-    Donors are judged, not taken as right; the donor's own answer stays in front of the reference.
+    Donors are judged, not taken as right.
     """
     return guided_run(
         "ampo",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import KLToReference, PolicyGradient, Term
+from learner.config import KLToReference, PolicyGradient, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._live import live_run
 
@@ -15,6 +15,9 @@ def demo_regularized() -> RunConfig:
     """
     return live_run(
         "demo_regularized",
-        [Term(loss=PolicyGradient(), advantage="centered"), Term(loss=KLToReference(estimator="k2"), weight=0.1)],
+        [
+            Term(loss=PolicyGradient(), advantage="centered"),
+            Term(loss=KLToReference(estimator="k2"), weight=Schedule(start=0.1)),
+        ],
         max_age=0,
     )

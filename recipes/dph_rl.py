@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import ClippedSurrogate, RehearsalDivergence, Term
+from learner.config import ClippedSurrogate, RehearsalDivergence, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._guided import guided_run
 
@@ -21,6 +21,6 @@ def dph_rl() -> RunConfig:
         ],
         terms=(
             Term(loss=ClippedSurrogate(clip_high=0.28)),
-            Term(loss=RehearsalDivergence(generator="forward"), source="own_past", weight=0.03),
+            Term(loss=RehearsalDivergence(generator="forward"), source="own_past", weight=Schedule(start=0.03)),
         ),
     )

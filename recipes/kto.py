@@ -8,5 +8,5 @@ from recipes._live import live_run
 
 
 def kto() -> RunConfig:
-    """KTO, arXiv:2402.01306: beta 0.1; good is over the group's mean score; z is its mean log-ratio."""
+    """KTO, arXiv:2402.01306: beta 0.1; good is over the group's mean score, z the mean of the update."""
     return live_run("kto", [Term(loss=ProspectPreference(), aggregation="sequence", advantage="centered")], max_age=4)

@@ -8,5 +8,5 @@ from recipes._live import live_run
 
 
 def reinforce_pp() -> RunConfig:
-    """REINFORCE++ with baseline, arXiv:2501.03262; the version without is advantage `whitened`."""
+    """REINFORCE++ with baseline, arXiv:2501.03262."""
     return live_run("reinforce_pp", [Term(loss=ClippedSurrogate(), advantage="centered_whitened")])

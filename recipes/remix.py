@@ -1,20 +1,31 @@
-"""ReMix, its reuse: each group is trained on twice, clipped around the current policy."""
+"""ReMix: each group is trained on twice, clipped around the current policy, between two policies that hold it."""
 
 from __future__ import annotations
 
 from actors.config import ReplayConfig
-from learner.config import RecentredSurrogate, Term
+from learner.config import BehaviorKL, KLToReference, RecentredSurrogate, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._guided import guided_run
 
+STRENGTH = 0.01
+"""Of both KL terms together; ours, as none is confirmed."""
+
 
 def remix() -> RunConfig:
-    """ReMix, arXiv:2507.06892 (second-hand): update-to-data ratio 2 on groups of the last two policies.
+    """ReMix, arXiv:2507.06892 (second-hand): update-to-data ratio 2 on groups of the last two policies; the KL to the
+    base counts 1 until step 50, then a tenth less every ten steps down to one half, the KL to the policy that sampled
+    the rest.
 
     The switch to purely on-policy updates and the base that follows are not here.
     """
+    base = Schedule(kind="stairs", start=STRENGTH, end=STRENGTH / 2, steps=50, hold=50, stair=10)
+    sampled = Schedule(kind="stairs", start=0.0, end=STRENGTH / 2, steps=50, hold=50, stair=10)
     return guided_run(
         "remix",
-        terms=(Term(loss=RecentredSurrogate(clip=0.2), advantage="centered"),),
+        terms=(
+            Term(loss=RecentredSurrogate(clip=0.2), advantage="centered"),
+            Term(loss=KLToReference(), weight=base),
+            Term(loss=BehaviorKL(), weight=sampled),
+        ),
         replay=ReplayConfig(groups_per_update=16, max_age=2, max_uses={"live": 2}),
     )

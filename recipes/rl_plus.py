@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import EntropyBonus, MixtureRatio, Term
+from learner.config import EntropyBonus, MixtureRatio, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._guided import WHOLE_GROUP, guided_run
 
@@ -13,5 +13,5 @@ def rl_plus() -> RunConfig:
     return guided_run(
         "rl_plus",
         rules=[{"rule": "splice_donors", "source": "expert", "places": "first"}, "drop_constant"],
-        terms=(WHOLE_GROUP, expert, Term(loss=EntropyBonus(), weight=0.001)),
+        terms=(WHOLE_GROUP, expert, Term(loss=EntropyBonus(), weight=Schedule(start=0.001))),
     )

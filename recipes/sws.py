@@ -7,7 +7,9 @@ from recipes._guided import guided_run
 
 
 def sws() -> RunConfig:
-    """SwS, MasterVito/SwS: more of what the run cannot do. New problems are not written; the generator has them all."""
+    """SwS, MasterVito/SwS: more of what the run cannot do. The generator has all problems, so none are
+    written; `rewards/synthesis.py` holds budgets, concept sets and gates for data that has not.
+    """
     return guided_run(
         "sws",
         sampler={"name": "mixture", "tag": "coverage", "by_failure": True},

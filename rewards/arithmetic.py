@@ -34,6 +34,7 @@ def arithmetic_tasks(
     seed: int,
     expert_max_operand: int = 59,
     expert_template: str = "{answer}",
+    rejected_offset: int | None = None,
     prompt_template: str = PROMPT_TEMPLATE,
 ) -> TaskSet:
     """Training and held-out problems that share none, also not with the operands swapped.
@@ -43,6 +44,7 @@ def arithmetic_tasks(
 
     Args:
         expert_template: the expert's text, with `{answer}` and, if wanted, `{expression}`.
+        rejected_offset: beside the expert's answer stands a rejected one, wrong by this much: a recorded pair.
         prompt_template: the user turn, with `{expression}`.
 
     Raises:
@@ -76,6 +78,9 @@ def arithmetic_tasks(
         fields = {"expression": problem["metadata"]["expression"], "answer": problem["answer"]}
         is_covered = _is_covered(problem, expert_max_operand)
         expert = (ExpertResponse(text=expert_template.format(**fields), author="reference"),)
+        if rejected_offset is not None:
+            wrong = {**fields, "answer": str(int(problem["answer"]) + rejected_offset)}
+            expert += (ExpertResponse(text=expert_template.format(**wrong), author="reference", score=0.0),)
         return Task(
             task_id=f"arithmetic/{left}{operator}{right}",
             prompt=prompt_template.format(expression=fields["expression"]),

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rewards.judges.config import JudgeService
+
 
 class Section(BaseModel):
     """A frozen config section that refuses unknown keys and says which known key was probably meant.
@@ -37,11 +39,16 @@ SourceName = Literal["live", "own_past", "expert", "teacher", "other_run"]
 """Values of `rewards.trajectory.Source`, spelled out so that config files stay import-light."""
 
 
+GENERATED = ("arithmetic", "random_calculation", "self_play", "text_segments")
+"""Task sources that are functions of their options alone."""
+
+
 class TaskConfig(Section):
     """Where problems come from, and which of them the run is judged by."""
 
     source: str = "reasoning_gym"
-    """`reasoning_gym`, `arithmetic`, `file` (jsonl or parquet), or an import path `my_pkg.tasks:load`."""
+    """`reasoning_gym`, `arithmetic`, `random_calculation`, `self_play`, `text_segments`, `file` (jsonl or parquet), or
+    an import path `my_pkg.tasks:load`."""
     name: str | None = None
     """Generator name for `reasoning_gym`; path for `file`."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -54,6 +61,9 @@ class TaskConfig(Section):
     """A second file of held-out problems, for `source: file`; without it a seeded split of `name` is taken."""
     seed: int = Field(default=0, ge=0)
     """Decides generation, split and order of the tasks."""
+    decontaminate: int = Field(default=0, ge=0)
+    """Training prompts that share this many words in a row with a held-out one are left out, e.g. 32; 0 leaves out
+    none. Prompts from one template share its words: choose more than it has."""
     system_prompt: str | None = None
     """Replaces the chat template's own system message; an empty string removes it."""
 
@@ -64,7 +74,7 @@ class TaskConfig(Section):
                 f"tasks.heldout_path={self.heldout_path!r} is read by source 'file' only, not by {self.source!r}: "
                 "drop it, or change tasks.source"
             )
-        if self.name is not None and (self.source == "arithmetic" or ":" in self.source):
+        if self.name is not None and (self.source in GENERATED or ":" in self.source):
             raise ValueError(
                 f"tasks.name={self.name!r} is not read by source {self.source!r}: drop it, or pass what the source "
                 "should know in tasks.options"
@@ -87,8 +97,23 @@ class RewardComponent(Section):
     """Keyword arguments of the verifier."""
     required: bool = True
     """Without a score from a required component the sample is unscored."""
-    gate: str | None = None
-    """Name of another component that must be positive for this one to count."""
+    gate: str | tuple[str, ...] | None = None
+    """Another component, or several, that must all score above their `opens_above` for this one to count."""
+    opens_above: float = 0.0
+    """The score of this component above which the gates that name it are open."""
+    veto_below: float | None = None
+    """A lower score cancels all components: the answer gets the floor. Without a score the sample is unscored, also
+    where the component is not required."""
+    saturation: float = Field(default=0.0, ge=0)
+    """c of (1 - exp(-c s)) / (1 - exp(-c)), applied to scores in [0, 1]: more of a good thing is worth ever less."""
+    normalise: Literal["none", "group", "running"] = "none"
+    """Replace the score by its distance from the mean in deviations: `group`, of the answers to this task, so that
+    every component has the same say whatever its range; `running`, of all live samples this reward actor has seen."""
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The components this one waits for."""
+        return (self.gate,) if isinstance(self.gate, str) else self.gate or ()
 
 
 class PoolConfig(Section):
@@ -106,6 +131,9 @@ class PoolConfig(Section):
     """A sample that waited longer for a free child has no score; None lets it wait."""
     max_batch: int = Field(default=32, ge=1)
     """Answers handed to a child at once, as long as their verdicts take milliseconds."""
+    service: JudgeService | None = None
+    """A model that judges in place of the processes; `verifier` then names a judge (`rewards.judges.table`), or is
+    `reward_model` where the service returns numbers. Of the settings above and below only `cache_size` is read."""
     hedge_after_s: float | None = Field(default=None, gt=0)
     """A verdict that takes longer is also asked for in an idle child, and the first one counts; None asks once."""
     cache_size: int = Field(default=1 << 16, ge=0)
@@ -177,9 +205,9 @@ class RewardConfig(PoolConfig):
             )
         for name, component in self.components.items():
             others = [other for other in self.components if other != name]
-            if component.gate is not None and component.gate not in others:
+            if unknown := [gate for gate in component.gates if gate not in others]:
                 raise ValueError(
-                    f"reward.components.{name}.gate={component.gate!r} names no other component: choose from "
+                    f"reward.components.{name}.gate={unknown[0]!r} names no other component: choose from "
                     f"{others or 'none'}"
                 )
         used = {component.pool for component in self.components.values()}
@@ -212,7 +240,7 @@ class RewardConfig(PoolConfig):
             raise ValueError(
                 f"reward.success={self.success!r} names no component: choose from {sorted(self.components) or 'none'}"
             )
-        if not component.required or component.gate is not None:
+        if not component.required or component.gates:
             raise ValueError(
                 f"reward.success={self.success!r} is optional or behind a gate, so some scored answers would be "
                 "neither right nor wrong: make the component required and ungated"
@@ -224,7 +252,7 @@ class RewardConfig(PoolConfig):
         """Name of the component that means success; None where no component could, and the sum has to."""
         if self.success is not None:
             return self.success
-        able = (name for name, part in self.components.items() if part.required and not part.gate and part.weight > 0)
+        able = (name for name, part in self.components.items() if part.required and not part.gates and part.weight > 0)
         return next(able, None)
 
     @property
@@ -232,10 +260,15 @@ class RewardConfig(PoolConfig):
         """Pools that have something to judge, in the order of their first component."""
         return tuple(dict.fromkeys(component.pool or DEFAULT_POOL for component in self.components.values()))
 
+    def service_of(self, component: RewardComponent) -> JudgeService | None:
+        """The model that judges a component; None where a verifier does."""
+        return self.service if component.pool is None else self.pools[component.pool].service
+
     @property
     def num_processes(self) -> int:
         """Children of all pools of all reward actors."""
-        sizes = (self.pool(name).processes_per_worker for name in self.pool_names)
+        pools = (self.pool(name) for name in self.pool_names)
+        sizes = (pool.processes_per_worker for pool in pools if pool.service is None)
         return self.num_workers * sum(sizes)
 
     def pool(self, name: str) -> RewardConfig:

@@ -19,8 +19,8 @@ from typing import Literal
 
 from rewards import wire
 from rewards.child import ChildStartError, Slot
+from rewards.combination import Parts, combine
 from rewards.config import RewardConfig
-from rewards.rubric import Parts, combine
 from rewards.task import Task
 from rewards.verdict import Status, Verdict
 

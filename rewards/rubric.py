@@ -1,32 +1,30 @@
-"""Combines named verifiers into one verdict and keeps the breakdown."""
+"""Judges answers by the named verifiers of a configuration."""
 
 from __future__ import annotations
 
 import inspect
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from rewards.combination import combine
 from rewards.config import RewardComponent, RewardConfig
 from rewards.import_path import ImportPathError, load_callable
 from rewards.task import Task
-from rewards.verdict import FLOOR_STATUSES, Status, Verdict
+from rewards.verdict import Status, Verdict
 
 Result = Verdict | float | bool
 Verifier = Callable[..., Result | Sequence[Result]]
 """`(answer, task, **options)`, or with `scope: group` `(answers, task, **options)` for one result per answer; a pure
 function of its arguments."""
 
-Parts = Mapping[str, Verdict]
-"""Verdicts of one answer by component, before they are combined."""
-
 VERIFIERS: dict[str, str] = {
     "answer_frequency": "rewards.verifiers.votes:answer_frequency",
     "box_iou": "rewards.verifiers.structured:box_iou",
+    "close_number": "rewards.verifiers.close_number:close_number",
     "code": "rewards.verifiers.code:code",
     "exact_match": "rewards.verifiers.exact_match:exact_match",
     "final_number": "rewards.verifiers.final_number:final_number",
@@ -41,6 +39,7 @@ VERIFIERS: dict[str, str] = {
     "reasoning_gym": "rewards.verifiers.reasoning_gym:reasoning_gym",
     "regex_match": "rewards.verifiers.regex_match:regex_match",
     "repetition": "rewards.verifiers.repetition:repetition",
+    "self_play": "rewards.verifiers.self_play:self_play",
     "soft_overlong": "rewards.verifiers.length:soft_overlong",
     "target_length": "rewards.verifiers.length:target_length",
     "tool_calls": "rewards.verifiers.structured:tool_calls",
@@ -72,15 +71,8 @@ class _Part:
 
 
 class Rubric:
-    """Judges answers by the components of a config.
-
-    Per component: SCORED contributes weight x score; a fault of the model (no answer, rejected, ...) contributes the
-    config's floor, once for all faulted components together; a component behind a closed gate contributes nothing;
-    a required component without a score leaves the whole sample unscored. The sum is clipped last.
-
-    A gate is open when its component was SCORED above 0. Where the gate itself has no score, neither have the
-    components behind it. A component of weight 0 is only measured.
-    """
+    """Judges answers by the components of a config that verifiers judge; `rewards.combination` makes one verdict of
+    their verdicts. Those that a model judges are left to `rewards.judges`."""
 
     def __init__(self, config: RewardConfig) -> None:
         """Resolves every verifier.
@@ -92,7 +84,11 @@ class Rubric:
         if not config.components:
             raise ValueError("reward.components is empty, so no answer could be scored: name at least one verifier")
         self._config = config
-        self._parts = [_resolve(name, component) for name, component in config.components.items()]
+        self._parts = [
+            _resolve(name, component)
+            for name, component in config.components.items()
+            if config.service_of(component) is None
+        ]
 
     def judge(self, answer: str, task: Task) -> Verdict:
         """One verdict for one answer, which is a group of its own. Never raises for what a verifier does, save for a
@@ -109,66 +105,6 @@ class Rubric:
         """What the components of scope `group` say of each of the answers."""
         by_part = {p.name: _run_group(p, answers, task) for p in self._parts if p.config.scope == "group"}
         return [{name: verdicts[i] for name, verdicts in by_part.items()} for i in range(len(answers))]
-
-
-def combine(config: RewardConfig, verdicts: Parts) -> Verdict:
-    """One verdict of the verdicts of all components; see Rubric for the rules."""
-    parts = {name: _effective(component, verdicts[name], verdicts) for name, component in config.components.items()}
-    details: dict[str, Any] = {
-        "components": {name: _component_score(verdict, config.floor) for name, (verdict, _) in parts.items()},
-        "extras": _merged_extras(verdicts),
-        "seconds": sum(verdict.seconds for verdict in verdicts.values()),
-    }
-    if closed := [name for name, (_, state) in parts.items() if state == "closed"]:
-        details["extras"]["gated"] = closed
-    total, faults = 0.0, []
-    for name, component in config.components.items():
-        verdict, state = parts[name]
-        if state == "closed":
-            continue
-        if verdict.score is None:
-            if component.required:
-                return Verdict.unscored(verdict.status, **details)
-        elif component.weight != 0:
-            if verdict.status in FLOOR_STATUSES:
-                faults.append(verdict.status)
-            else:
-                total += component.weight * verdict.score
-    if (success := config.success_component) is not None:
-        judged = verdicts[success]
-        details["correct"] = judged.status is Status.SCORED and (judged.score or 0.0) > config.success_above
-    if all(score is None for score in details["components"].values()):
-        return Verdict.unscored(next(iter(verdicts.values())).status, **details)
-    return _scored(config, total, faults, details)
-
-
-def _scored(config: RewardConfig, total: float, faults: list[Status], details: dict[str, Any]) -> Verdict:
-    if faults:
-        total += config.floor
-    if not math.isfinite(total):
-        details["extras"]["error"] = f"the weighted sum of {details['components']} is {total}"
-        return Verdict.unscored(Status.INFRA_ERROR, **details)
-    if config.clip is not None:
-        low, high = config.clip
-        total = min(max(total, low), high)
-    return Verdict(score=total, status=faults[0] if faults else Status.SCORED, **details)
-
-
-def _effective(
-    component: RewardComponent, verdict: Verdict, verdicts: Parts
-) -> tuple[Verdict, Literal["open", "closed", "unknown"]]:
-    """A component's verdict after its gate has had its say, and the state of that gate."""
-    if component.gate is None:
-        return verdict, "open"
-    gate = verdicts[component.gate]
-    if gate.score is None:
-        return Verdict.unscored(gate.status), "unknown"
-    is_open = gate.status is Status.SCORED and gate.score > 0
-    return verdict, "open" if is_open else "closed"
-
-
-def _component_score(verdict: Verdict, floor: float) -> float | None:
-    return floor if verdict.status in FLOOR_STATUSES else verdict.score
 
 
 def _resolve(name: str, component: RewardComponent) -> _Part:
@@ -237,10 +173,3 @@ def _verdict_of(part: _Part, result: Any) -> Verdict:
 
 def _infra_error(message: str) -> Verdict:
     return Verdict.unscored(Status.INFRA_ERROR, extras={"error": message[:2000]})
-
-
-def _merged_extras(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-    """The only component's extras as they are; of several, by component."""
-    if len(verdicts) == 1:
-        return dict(next(iter(verdicts.values())).extras)
-    return {name: dict(verdict.extras) for name, verdict in verdicts.items() if verdict.extras}

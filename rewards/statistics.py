@@ -202,6 +202,32 @@ def mean(
     return Estimate(float(data.mean()), low, high, len(data), confidence)
 
 
+def mean_difference(
+    ours: Sequence[float] | npt.NDArray[Any],
+    theirs: Sequence[float] | npt.NDArray[Any],
+    rng: np.random.Generator,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+) -> Estimate:
+    """Mean of ours less mean of theirs, of independent values, with its bootstrap interval; `n` is the smaller number.
+
+    Raises:
+        ValueError: no values, or values that are not finite.
+    """
+    _normal_quantile(confidence)
+    draws = []
+    for values in (_finite(ours), _finite(theirs)):
+        rows = max(1, 4_000_000 // len(values))
+        pieces = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
+        means = [values[rng.integers(len(values), size=(num, len(values)))].mean(axis=1) for num in pieces]
+        draws.append(np.concatenate(means))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws[0] - draws[1], [tail, 1 - tail])
+    value = float(np.mean(ours) - np.mean(theirs))
+    return Estimate(value, float(low), float(high), min(len(ours), len(theirs)), confidence)
+
+
 def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")

@@ -18,11 +18,13 @@ class ExpertResponse:
         text: the answer as text; rendered once by the renderer.
         logprobs: per-token nats under whoever wrote it, when known; None stays unknown.
         author: who wrote it (dataset, model name).
+        score: how good it is on record; the rejected answer of a preference pair has 0.
     """
 
     text: str
     logprobs: tuple[float, ...] | None = None
     author: str = "dataset"
+    score: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def read_tasks(
     reference_column: str | None = None,
     response_column: str | None = None,
     logprobs_column: str | None = None,
+    rejected_column: str | None = None,
     tags_column: str | None = None,
     id_column: str | None = None,
     require_reference: bool = True,
@@ -49,6 +51,8 @@ def read_tasks(
     with another role travel in the task's metadata.
 
     Args:
+        rejected_column: answers worse than the responses, one text or a list; they join them with a recorded score of
+            0 beside 1, which preference losses and advantages read. Only read where it is named.
         require_reference: False where no verifier compares with a reference.
         expert_from_reference: the reference, put into `expert_template`, is an expert response as well.
 
@@ -66,15 +70,20 @@ def read_tasks(
     )
     response_column = _column(path, names, response_column, RESPONSE_COLUMNS, "response")
     logprobs_column = _column(path, names, logprobs_column, LOGPROBS_COLUMNS, "logprobs")
+    if rejected_column is not None:
+        _column(path, names, rejected_column, (), "rejected", required=True)
     tags_column = _column(path, names, tags_column, TAGS_COLUMNS, "tags")
     id_column = _column(path, names, id_column, ID_COLUMNS, "id")
     roles = {prompt_column, reference_column, response_column, logprobs_column, tags_column, id_column}
+    roles.add(rejected_column)
     file_id = "/".join(path.resolve().with_suffix("").parts[-2:])
 
     def task(index: int, row: Row) -> Task:
         where = f"{path}, row {index}"
         reference = _reference(_cell(row, reference_column), where, require_reference)
         expert = _responses(_cell(row, response_column), _cell(row, logprobs_column), where)
+        rejected = _responses(_cell(row, rejected_column), None, where)
+        expert += tuple(replace(response, score=0.0) for response in rejected)
         if expert_from_reference:
             if reference is None:
                 raise ValueError(f"{where}: expert_from_reference is set, but the row has no reference answer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -34,8 +34,25 @@ def load_tasks(config: TaskConfig) -> TaskSet:
     """
     source = SOURCES.get(config.source)
     tasks = source(config) if source is not None else _from_import_path(config)
+    tasks = decontaminated(tasks, config.decontaminate) if config.decontaminate else tasks
     _check(tasks, config)
     return tasks
+
+
+def decontaminated(tasks: TaskSet, num_words: int) -> TaskSet:
+    """Without training tasks whose prompt shares `num_words` words in a row with a held-out prompt.
+
+    Source: Light-R1, Qihoo360/Light-R1 (README): exact matches and 32-grams.
+    """
+    seen = {words for task in tasks.heldout for words in _stretches(task, num_words)}
+    train = tuple(task for task in tasks.train if seen.isdisjoint(_stretches(task, num_words)))
+    return TaskSet(train=train, heldout=tasks.heldout)
+
+
+def _stretches(task: Task, num_words: int) -> Iterator[tuple[str, ...]]:
+    """Every run of so many words of a prompt, blind to white space and letter case."""
+    words = " ".join(str(message.get("content")) for message in task.messages).casefold().split()
+    return (tuple(words[i : i + num_words]) for i in range(len(words) - num_words + 1))
 
 
 def _from_reasoning_gym(config: TaskConfig) -> TaskSet:
@@ -55,11 +72,32 @@ def _from_reasoning_gym(config: TaskConfig) -> TaskSet:
 def _from_arithmetic(config: TaskConfig) -> TaskSet:
     from rewards.arithmetic import arithmetic_tasks  # two seconds to import, for this source only
 
-    _check_options(arithmetic_tasks, config, own=("num_train", "num_heldout", "seed"))
-    _check_types(arithmetic_tasks, config)
-    return arithmetic_tasks(
-        num_train=config.num_train, num_heldout=config.num_heldout, seed=config.seed, **config.options
-    )
+    return _generated(arithmetic_tasks, config)
+
+
+def _from_random_calculation(config: TaskConfig) -> TaskSet:
+    from rewards.random_calculation import random_calculations
+
+    return _generated(random_calculations, config)
+
+
+def _from_self_play(config: TaskConfig) -> TaskSet:
+    from rewards.self_play import self_play_tasks  # two seconds to import, for this source only
+
+    return _generated(self_play_tasks, config)
+
+
+def _from_text_segments(config: TaskConfig) -> TaskSet:
+    from rewards.text_segments import text_segment_tasks
+
+    return _generated(text_segment_tasks, config)
+
+
+def _generated(make: Callable[..., TaskSet], config: TaskConfig) -> TaskSet:
+    """Tasks of one of our own functions, which takes sizes, seed and checked options."""
+    _check_options(make, config, own=("num_train", "num_heldout", "seed"))
+    _check_types(make, config)
+    return make(num_train=config.num_train, num_heldout=config.num_heldout, seed=config.seed, **config.options)
 
 
 def _from_file(config: TaskConfig) -> TaskSet:
@@ -97,7 +135,10 @@ def _from_import_path(config: TaskConfig) -> TaskSet:
 SOURCES: dict[str, Callable[[TaskConfig], TaskSet]] = {
     "arithmetic": _from_arithmetic,
     "file": _from_file,
+    "random_calculation": _from_random_calculation,
     "reasoning_gym": _from_reasoning_gym,
+    "self_play": _from_self_play,
+    "text_segments": _from_text_segments,
 }
 """Built-in sources; anything else is an import path."""
 

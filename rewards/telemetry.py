@@ -70,6 +70,7 @@ METRICS: dict[str, Metric] = {
     "checkpoint_write_s": Metric("s", "sum", "Time to make a checkpoint durable, beside the steps."),
     "trained_tokens": Metric("tokens", "sum", "Tokens that entered a loss term."),
     "computed_tokens": Metric("tokens", "sum", "Tokens the model computed; shared prompts count once."),
+    "model_flop": Metric("FLOP", "sum", "Arithmetic of the weights on those tokens; without attention."),
     "train_phase/*_s": Metric("s", "sum", "Time of one phase of the optimizer step on rank 0."),
     "term/*/loss": Metric("1", "last", "Value of this term before its weight."),
     "term/*/weight": Metric("1", "last", "Weight of this term at this step."),
@@ -86,6 +87,14 @@ METRICS: dict[str, Metric] = {
     "term/*/entropy_mean": Metric("nats", "last", "Mean entropy of the policy at this term's tokens."),
     "term/*/nll_mean": Metric("nats", "last", "Mean negative log-likelihood of this term's tokens, unweighted."),
     "term/*/token_weight_mean": Metric("1", "last", "Mean weight imitation gave its tokens."),
+    "term/critic/value_loss": Metric(
+        "1", "last", "Distance of the critic's values from their targets, as it learns it."
+    ),
+    "term/critic/feature_penalty": Metric("1", "last", "BEER's bound on successive features, before its weight."),
+    "term/critic/grad_norm": Metric("1", "last", "Norm of the critic's gradient before clipping."),
+    "term/critic/explained_variance": Metric("share", "last", "Variance of the targets that the critic foresaw."),
+    "term/critic/target_mean": Metric("1", "mean", "Mean target of the critic."),
+    "term/critic/value_mean": Metric("1", "mean", "Mean value the critic gave, before it learnt."),
     # -- rollout workers
     "policy_version": Metric("1", "last", "Policy version this engine runs; -1 before its first."),
     "running": Metric("requests", "last", "Requests being decoded."),
@@ -100,6 +109,7 @@ METRICS: dict[str, Metric] = {
     "activate_s": Metric("s", "total", "Time spent activating new versions."),
     "groups_stored": Metric("groups", "total", "Groups put into the replay cache."),
     "contexts_too_long": Metric("groups", "total", "Groups asked plainly because no answer fits behind their help."),
+    "groups_refused_*": Metric("groups", "total", "Groups the replay cache refused from this worker, by reason."),
     "groups_dropped_*": Metric("groups", "total", "Groups a rule of the recipe dropped, by reason."),
     # -- replay cache: its counts survive restarts, so the newest value is the run's
     "steps_committed": Metric("steps", "last", "Steps of the surviving history."),
@@ -110,10 +120,15 @@ METRICS: dict[str, Metric] = {
     "groups_adopted": Metric("groups", "last", "Groups known from a checkpoint's manifest only."),
     "tickets_issued": Metric("tickets", "last", "Rights to sample given out."),
     "tickets_outstanding": Metric("tickets", "last", "Rights to sample that have not come back."),
+    "replay_shards": Metric("processes", "last", "Shards of the replay cache; absent where it is one process."),
     "waiting_for_ticket": Metric("callers", "last", "Fill loops of rollout workers that wait for a ticket."),
     "leases": Metric("leases", "last", "Leases handed out: batches by the cache, tasks by the feed."),
     "rollbacks": Metric("1", "last", "Returns to the history of a checkpoint."),
-    "held_bytes": Metric("bytes", "last", "Packed groups in the cache's memory."),
+    "held_bytes": Metric("bytes", "last", "Packed groups the cache keeps, in memory or on disk."),
+    "memory_bytes": Metric("bytes", "last", "Packed groups in the cache's memory."),
+    "groups_on_disk_only": Metric("groups", "last", "Groups whose packed block left memory."),
+    "blocks_spilled": Metric("groups", "last", "Packed blocks that left memory since this cache began."),
+    "blocks_fetched": Metric("groups", "last", "Packed blocks read back from disk since this cache began."),
     "groups/*": Metric("groups", "last", "Accepted groups by state and source."),
     "dropped/*": Metric("groups", "last", "Refused and evicted groups by source, reason and length."),
     "tickets/*": Metric("tickets", "last", "Returned tickets by what became of them."),
@@ -176,11 +191,21 @@ def describe(name: str) -> Metric:
     Raises:
         UnknownMetricError: no row matches; a dashboard could not say what the number means.
     """
+    return METRICS[row_of(name)]
+
+
+@lru_cache(maxsize=4096)
+def row_of(name: str) -> str:
+    """The name a metric has in the table: itself, or the family it belongs to.
+
+    Raises:
+        UnknownMetricError: as `describe`.
+    """
     if name in METRICS:
-        return METRICS[name]
-    for pattern, metric in METRICS.items():
+        return name
+    for pattern in METRICS:
         if "*" in pattern and fnmatchcase(name, pattern):
-            return metric
+            return pattern
     close = difflib.get_close_matches(name, METRICS, n=1)
     hint = f"; the nearest is {close[0]!r}" if close else ""
     raise UnknownMetricError(

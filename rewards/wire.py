@@ -29,7 +29,7 @@ def task_to_json(task: Task) -> dict[str, Any]:
         "prompt": task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt],
         "reference": task.reference,
         "metadata": dict(task.metadata),
-        "expert": [[answer.text, answer.logprobs, answer.author] for answer in task.expert],
+        "expert": [[answer.text, answer.logprobs, answer.author, answer.score] for answer in task.expert],
         "tags": dict(task.tags),
     }
 
@@ -38,8 +38,8 @@ def task_from_json(data: dict[str, Any]) -> Task:
     """The inverse of `task_to_json`."""
     prompt = data["prompt"]
     expert = tuple(
-        ExpertResponse(text=text, logprobs=None if logprobs is None else tuple(logprobs), author=author)
-        for text, logprobs, author in data["expert"]
+        ExpertResponse(text=text, logprobs=None if logprobs is None else tuple(logprobs), author=author, score=score)
+        for text, logprobs, author, score in data["expert"]
     )
     return Task(
         task_id=data["task_id"],

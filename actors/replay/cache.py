@@ -105,13 +105,15 @@ class ReplayCache:
                 waiter.future.set_exception(StaleEpochError(f"{worker_id} was replaced while it waited for a ticket"))
         self._serve()
 
-    async def put(self, group: Group) -> None:
-        """Stores a scored group on its ticket. Same id and payload: no-op; other payload: ValueError.
+    async def put(self, group: Group) -> str | None:
+        """Stores a scored group on its ticket; why it was refused, or None. Same id and payload: same answer again;
+        other payload: ValueError.
 
         A group that cannot be trained on is refused: its ticket comes back and the reason is counted.
         """
-        self._core.put(group)
+        reason = self._core.put(group)
         self._serve()
+        return reason
 
     # -- LearnerReplayPort ----------------------------------------------------------------------------------------
 
@@ -134,14 +136,22 @@ class ReplayCache:
         lease = await self._served(self._lease_waiters, waiter)
         return replace(lease, waited_s=time.monotonic() - began)
 
-    async def commit(self, step: int, lease_id: str, *, dropped: Mapping[str, str] | None = None) -> None:
-        """The optimizer step is done. `dropped` names groups that were not trained, with the reason.
+    async def commit(
+        self,
+        step: int,
+        lease_id: str,
+        *,
+        dropped: Mapping[str, str] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """The optimizer step is done. `dropped` names groups that were not trained, with the reason; `measured` says
+        what the learner saw of the others (loss, ratio), which prioritised tables draw by.
 
         Raises:
             StaleEpochError: the lease expired or was rolled back.
             ValueError: it was for another step, or `dropped` names groups it does not hold.
         """
-        self._core.commit(step, lease_id, dropped)
+        self._core.commit(step, lease_id, dropped, measured)
         self._serve()
 
     async def announce_version(self, version: PolicyVersion, step: int) -> None:

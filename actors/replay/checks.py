@@ -61,10 +61,3 @@ def _version_fault(member: Trajectory, versions: Container[int]) -> str | None:
     if any(span.version not in versions for span in member.versions):
         return "unknown_version"
     return None
-
-
-def different_payload(group_id: str) -> ValueError:
-    return ValueError(
-        f"group {group_id} is known with another payload; keeping either would lose data. Give each group an id of its "
-        "own, derived from ticket and attempt."
-    )

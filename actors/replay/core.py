@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 from actors.config import ReplayConfig
 from actors.ports import BatchLease, StaleEpochError, Ticket
-from actors.replay.checks import different_payload, fault_of
-from actors.replay.limiter import Admission, Supply, admit
+from actors.replay.books import Books, series_of
+from actors.replay.checks import fault_of
+from actors.replay.levels import Levels, admission, levels_of, live_demand
+from actors.replay.limiter import Admission
 from actors.replay.log import ReplayLog
-from actors.replay.quotas import LIVE, Composition, QuotaPlan, compose
-from actors.replay.records import Event, InvariantError, LeaseRow, remember
-from actors.replay.selectors import ReadyQueue, shuffled_passes, stalest_first
-from actors.replay.state import ReplayState
+from actors.replay.priorities import initial_priority, measured_priorities
+from actors.replay.quotas import LIVE, Composition, compose, shortage
+from actors.replay.records import InvariantError, LeaseRow
+from actors.replay.selectors import Key
 from actors.replay.stats import stats_of
 from rewards.codec import decode_group, encode_group, payload_digest
 from rewards.trajectory import Group, PolicyVersion, Source
@@ -21,15 +22,11 @@ from rewards.trajectory import Group, PolicyVersion, Source
 SINGLE_USE = (Source.LIVE, Source.OWN_PAST)
 """Sources whose groups are trained on once unless `max_uses` says otherwise."""
 
-DURABLE = frozenset({"opened", "committed", "sealed", "rolled_back"})
-"""Events a learner or a later process relies on after a power cut."""
 
-
-class ReplayCore:
+class ReplayCore(Books):
     """Tickets, groups, leases and commits of one run.
 
-    Every change is first written to the log and then applied, so a failed write changes nothing. Times are seconds
-    of any clock that never goes back; they are passed in and never stored.
+    Times are seconds of any clock that never goes back; they are passed in and never stored.
     """
 
     def __init__(
@@ -38,39 +35,30 @@ class ReplayCore:
         *,
         seed: int = 0,
         log: ReplayLog | None = None,
+        shard: int | None = None,
         incarnation: int | None = None,
         now: float = 0.0,
     ) -> None:
         """Restores what the log remembers.
 
         Args:
-            incarnation: start of the run this process belongs to. When the log was written in the same one, only this
-                process was replaced: those who hold tickets and the lease still live, so both stay theirs. Otherwise,
-                and without it, they are void.
-            now: tickets and a lease that stay have their whole time again from here.
+            shard: which share of the groups it keeps; None is all of them.
+            incarnation, now: see `Books`; without an incarnation tickets and the lease of the process that wrote the
+                log are void.
 
         Raises:
             CorruptLogError: its history is damaged.
         """
-        self.config = config
-        self.plan = QuotaPlan(config.groups_per_update, {Source(s).value: f for s, f in config.quotas.items()})
         self._budgets = {s.value: config.max_uses.get(s.value, 1 if s in SINGLE_USE else None) for s in Source}
-        self.state = ReplayState(
-            lambda source: ReadyQueue(stalest_first if source == LIVE else shuffled_passes(seed, source))
-        )
-        self.calls: Counter[str] = Counter()
-        """Repeated and late calls since this process began."""
-        self._log = log
-        self._refused: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        """Digest and reason of refused groups."""
-        self._withdrawn: OrderedDict[str, str] = OrderedDict()
-        """Why tickets were taken back from their holders."""
-        self._ticket_deadlines: dict[str, float] = {}
-        self._lease_deadline: float | None = None
-        self._restore(incarnation)
-        self._ticket_deadlines.update(dict.fromkeys(self.state.tickets, now + config.ticket_timeout_s))
-        if self.state.lease is not None:
-            self._lease_deadline = now + config.lease_timeout_s
+        self._batch_data: dict[str, bytes] = {}
+        """Packed groups of the outstanding lease, which stay in memory until it ends."""
+        self._prefix = "" if shard is None else f"s{shard}"
+        """Of ticket ids, and so of the ids of live groups: they name the shard."""
+        super().__init__(config, seed=seed, log=log, shard=shard or 0, incarnation=incarnation, now=now)
+        for group_id in () if self.state.lease is None else self.state.lease.group_ids:
+            data = self.state.payloads.get(group_id)
+            assert data is not None  # just read back
+            self._batch_data[group_id] = data
 
     # -- tickets --------------------------------------------------------------------------------------------------
 
@@ -87,10 +75,12 @@ class ReplayCore:
                     ticket_id=ticket_id, worker_id=row.worker_id, group_size=row.group_size, min_step=row.min_step
                 )
         due = self.admission().due
-        if due is None:
-            return None
+        return None if due is None else self.issue(worker_id, group_size, due, now, key)
+
+    def issue(self, worker_id: str, group_size: int, due: int, now: float, key: str = "") -> Ticket:
+        """A ticket for a group that is due at this step, whatever admission says."""
         ticket = Ticket(
-            ticket_id=f"t{self.state.boot}-{self.state.counters['tickets_issued']}",
+            ticket_id=f"{self._prefix}t{self.state.boot}-{self.state.counters['tickets_issued']}",
             worker_id=worker_id,
             group_size=group_size,
             min_step=max(0, due - self.config.max_age),
@@ -121,32 +111,15 @@ class ReplayCore:
 
     def admission(self) -> Admission:
         """Whether another live group may be started now, and what is in the way."""
-        state = self.state
-        supply = Supply(
-            consumed=state.live_consumed,
-            stored=state.uses_left[LIVE],
-            num_groups=state.num_open(LIVE),
-            running=state.due,
-            uses_per_group=self._budgets[LIVE] or 1,
-        )
-        return admit(supply, self.live_demand(), state.steps_committed)
+        return admission(self.levels(), self.config, self.plan)
+
+    def levels(self) -> Levels:
+        """The numbers admission decides by."""
+        return levels_of(self.state, self._budgets)
 
     def live_demand(self) -> list[int]:
         """Live groups each of the next max_age + 1 batches takes, those that replace exhausted donors included."""
-        state, first = self.state, self.state.steps_committed
-        groups = {source: state.num_open(source) for source in self.plan.sources}
-        uses = {s: state.uses_left[s] for s in self.plan.sources if self._budgets[s] is not None}
-        demand = []
-        for step in range(first, first + self.config.max_age + 1):
-            if step == first and state.lease is not None:
-                take = Counter(state.entries[group_id].source for group_id in state.lease.group_ids)
-            else:
-                ready = {source: min(num, uses.get(source, num)) for source, num in groups.items()}
-                take = compose(self.plan, step, {**ready, LIVE: self.plan.groups_per_update}).take
-            demand.append(take.get(LIVE, 0))
-            for source in uses:
-                uses[source] -= take.get(source, 0)
-        return demand
+        return live_demand(self.levels(), self.plan, self.config.max_age)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -189,7 +162,7 @@ class ReplayCore:
             data = encode_group(group)
             digest = payload_digest(data)
             if group.group_id in new and new[group.group_id][2] != digest:
-                raise different_payload(group.group_id)
+                raise _different_payload(group.group_id)
             if self._is_repeated(group.group_id, digest):
                 self.calls["repeated_preloads"] += 1
             else:
@@ -211,7 +184,7 @@ class ReplayCore:
             return False
         known = entry.digest if entry is not None else refused[0] if refused is not None else ""
         if known and known != digest:  # groups known from a manifest alone have no digest
-            raise different_payload(group_id)
+            raise _different_payload(group_id)
         return True
 
     def _refusal(self, group: Group) -> str | None:
@@ -226,17 +199,20 @@ class ReplayCore:
         return fault
 
     def _store(self, group: Group, data: bytes, digest: str, *, oldest: int | None) -> None:
-        series = "live" if group.source is Source.LIVE else "frozen"
-        blob = self._log.blocks.append(series, data) if self._log is not None else None
         source = group.source.value
+        blob = self._log.blocks.append(series_of(source), data) if self._log is not None else None
         self._record(
             {
                 "kind": "put", "group": group.group_id, "source": source, "digest": digest,
                 "ticket": group.ticket_id if source == LIVE else None, "oldest": oldest, "tokens": group.num_tokens,
-                "budget": self._budgets[source], "blob": blob,
+                "budget": self._budgets[source], "blob": blob, "bytes": len(data),
+                "prompt": group.prompt_id,
+                "priority": initial_priority(group, self._tables[source]),
             },
             data,
         )  # fmt: skip
+        for reason, victims in self.state.queues[source].excess(group.prompt_id).items():
+            self._record({"kind": "evicted", "groups": victims, "reason": reason})
 
     # -- batches --------------------------------------------------------------------------------------------------
 
@@ -250,10 +226,11 @@ class ReplayCore:
         self._check_is_next(step)
         if self.state.lease is None:
             self._sweep()
-            composition = compose(self.plan, step, self.state.num_ready())
-            if composition.missing:
-                return None
-            self._hand_out(step, composition)
+            while not self._batch_data:
+                composition = compose(self.plan, step, self.state.num_ready())
+                if composition.missing:
+                    return None
+                self._hand_out(step, composition)
         else:
             self.calls["repeated_leases"] += 1
         self._lease_deadline = now + self.config.lease_timeout_s
@@ -262,16 +239,38 @@ class ReplayCore:
 
     def shortage(self, step: int) -> str:
         """What the batch of this step still needs."""
-        composition = compose(self.plan, step, self.state.num_ready())
-        parts = []
-        for source, missing in composition.missing.items():
-            ready = composition.take.get(source, 0)
-            part = f"need {ready + missing} {source} groups: {ready} ready"
-            parts.append(f"{part}, {len(self.state.tickets)} running" if source == LIVE else part)
-        return "; ".join(parts)
+        return shortage(compose(self.plan, step, self.state.num_ready()), len(self.state.tickets))
 
-    def commit(self, step: int, lease_id: str, dropped: Mapping[str, str] | None = None) -> None:
+    def offer(self, step: int, count: int) -> dict[str, list[tuple[Key, str]]]:
+        """The next groups of each source, at most `count`, with the keys by which they are merged with those of others.
+
+        Raises:
+            StaleEpochError: the step is already committed.
+            ValueError: steps before it are not committed.
+        """
+        self._check_is_next(step)
+        self._sweep()
+        return {
+            source: table.heads(count, self.state.counters["leases"]) for source, table in self.state.queues.items()
+        }
+
+    def give_back(self, lease_id: str | None, reason: str) -> None:
+        """The groups of this lease (None: of any) are READY again; one that is not outstanding is left alone."""
+        if self.state.lease is not None and lease_id in (None, self.state.lease.lease_id):
+            self._record({"kind": "lease_returned", "reason": reason})
+            self._end_lease()
+
+    def commit(
+        self,
+        step: int,
+        lease_id: str,
+        dropped: Mapping[str, str] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         """The groups of the lease were trained on, except the dropped ones, which are evicted with their reason.
+
+        Args:
+            measured: by group, what the learner saw of it (loss, ratio); the priority of its table is taken from it.
 
         Raises:
             StaleEpochError: the lease is not the outstanding one, so its groups may be trained on by someone else.
@@ -294,8 +293,12 @@ class ReplayCore:
             raise ValueError(f"lease {lease_id} is for step {lease.step}, not {step}: commit the step it was taken for")
         if strangers := sorted(set(dropped) - set(lease.group_ids)):
             raise ValueError(f"commit of step {step} drops {strangers}, which are not in lease {lease_id}")
-        self._record({"kind": "committed", "lease": lease_id, "dropped": dropped})
-        self._lease_deadline = None
+        trained = {g: self.state.entries[g].source for g in lease.group_ids if g not in dropped}
+        priorities, num_ignored = measured_priorities(measured or {}, trained, self._tables)
+        self.calls["ignored_priorities"] += num_ignored
+        news = {"priorities": priorities} if priorities else {}
+        self._record({"kind": "committed", "lease": lease_id, "dropped": dropped, **news})
+        self._end_lease()
         self._sweep()
 
     def seal(self, step: int) -> None:
@@ -358,8 +361,12 @@ class ReplayCore:
             }
         )  # fmt: skip
         self._withdraw(held, "rollback")
-        self._lease_deadline = None
+        self._end_lease()
         self._sweep()
+
+    def _end_lease(self) -> None:
+        self._lease_deadline = None
+        self._batch_data = {}
 
     def _check_is_next(self, step: int) -> None:
         committed = self.state.steps_committed
@@ -376,23 +383,43 @@ class ReplayCore:
 
     def _hand_out(self, step: int, composition: Composition) -> None:
         state = self.state
-        chosen = [g for source, num in composition.take.items() if num for g in state.queues[source].first(num)]
+        draw = state.counters["leases"]
+        heads = [state.queues[source].heads(num, draw) for source, num in composition.take.items() if num]
+        chosen = [group_id for head in heads for _, group_id in head]
+        self.hand_out(step, f"l{state.epoch}-{step}-{draw}", chosen, composition.shortfall)
+
+    def hand_out(self, step: int, lease_id: str, chosen: Sequence[str], shortfall: Mapping[str, int]) -> bool:
+        """Leases READY groups; when blocks of some cannot be read back, those are lost, and none is leased."""
+        state = self.state
         ages = {g: age for g in chosen if (age := state.age(state.entries[g], step)) is not None}
         if too_old := {g: age for g, age in ages.items() if age > self.config.max_age}:
             raise InvariantError(f"groups above max_age {self.config.max_age} were about to be handed out: {too_old}")
+        blocks = {group_id: state.payloads.get(group_id) for group_id in chosen}
+        if lost := [group_id for group_id, data in blocks.items() if data is None]:
+            self._record({"kind": "lost", "groups": lost})
+            return False
         self._record(
             {
-                "kind": "leased", "lease": f"l{state.epoch}-{step}-{state.counters['leases']}", "step": step,
-                "epoch": state.epoch, "groups": chosen, "ages": ages, "shortfall": dict(composition.shortfall),
+                "kind": "leased", "lease": lease_id, "step": step, "epoch": state.epoch, "groups": list(chosen),
+                "ages": ages, "shortfall": dict(shortfall),
             }
         )  # fmt: skip
+        self._batch_data = {group_id: data for group_id, data in blocks.items() if data is not None}
+        return True
+
+    def leased_groups(self, lease_id: str) -> dict[str, Group]:
+        """The groups of the outstanding lease by id; none when it is another one."""
+        lease = self.state.lease
+        if lease is None or lease.lease_id != lease_id:
+            return {}
+        return {group_id: decode_group(self._batch_data[group_id]) for group_id in lease.group_ids}
 
     def _batch(self, lease: LeaseRow) -> BatchLease:
         return BatchLease(
             lease_id=lease.lease_id,
             step=lease.step,
             epoch=lease.epoch,
-            groups=tuple(decode_group(self.state.payloads[group_id]) for group_id in lease.group_ids),
+            groups=tuple(self.leased_groups(lease.lease_id).values()),
             ages=dict(lease.ages),
             shortfall=dict(lease.shortfall),
         )
@@ -411,7 +438,7 @@ class ReplayCore:
             self._withdraw([ticket_id], "expired")
         if self._lease_deadline is not None and self._lease_deadline <= now:
             self._record({"kind": "lease_returned", "reason": "expired"})
-            self._lease_deadline = None
+            self._end_lease()
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do at the earliest."""
@@ -420,78 +447,13 @@ class ReplayCore:
 
     # -- what others read -----------------------------------------------------------------------------------------
 
-    def snapshot(self) -> str:
-        """Makes everything up to now durable; where, or an empty text when there is no log."""
-        if self._log is None:
-            return ""
-        needed = (entry.blob for entry in self.state.held() if entry.blob is not None)
-        return str(self._log.snapshot(self.state.to_json(), needed))
-
     def stats(self) -> dict[str, float]:
         """Counters of the run and current levels, by flat names."""
         return stats_of(self.state, self.plan.sources, self.calls)
 
-    # -- the log --------------------------------------------------------------------------------------------------
 
-    def _record(self, event: Event, payload: bytes | None = None) -> None:
-        """Raises OSError when the event cannot be written; then nothing has changed."""
-        if self._log is not None:
-            self._log.append(event, durable=event["kind"] in DURABLE)
-        self._apply(event, payload)
-        self.state.check()
-
-    def _apply(self, event: Event, payload: bytes | None = None) -> None:
-        self.state.apply(event, payload)
-        if event["kind"] == "refused":
-            remember(self._refused, event["group"], (event["digest"], event["reason"]))
-
-    def _restore(self, incarnation: int | None) -> None:
-        state = self.state
-        if self._log is not None:
-            recovered = self._log.recover()
-            if recovered.state is not None:
-                state.from_json(recovered.state)
-            for event in recovered.events:
-                self._apply(event)
-        lost = [entry.group_id for entry in state.held() if not self._read_back(entry.group_id)]
-        held = list(state.tickets)
-        in_place = incarnation is not None and incarnation == state.incarnation
-        self._record(
-            {
-                "kind": "opened", "boot": state.boot + 1, "epoch": state.epoch + 1,
-                "incarnation": -1 if incarnation is None else incarnation, "in_place": in_place,
-                "max_age": self.config.max_age, "groups_per_update": self.config.groups_per_update,
-            }
-        )  # fmt: skip
-        if not in_place:
-            self._withdraw(held, "restart")
-        if lost:
-            self._record({"kind": "lost", "groups": lost})
-        self._sweep()
-
-    def _read_back(self, group_id: str) -> bool:
-        """Loads a packed block into memory; False when it is gone or another one."""
-        entry = self.state.entries[group_id]
-        data = self._log.blocks.read(entry.blob) if self._log is not None and entry.blob is not None else None
-        if data is None or payload_digest(data) != entry.digest:
-            return False
-        self.state.payloads[group_id] = data
-        return True
-
-    # -- groups that have become useless --------------------------------------------------------------------------
-
-    def _sweep(self) -> None:
-        """Evicts READY groups no batch may take any more, which makes room for new ones."""
-        state = self.state
-        too_old = [g for version, ids in state.ready_by_version.items() if self._is_too_old(version) for g in ids]
-        if too_old:
-            too_old.sort(key=lambda group_id: state.entries[group_id].seq)
-            self._record({"kind": "evicted", "groups": too_old, "reason": "too_old"})
-
-    def _is_too_old(self, version: int) -> bool:
-        return self.state.steps_committed - self.state.versions[version] > self.config.max_age
-
-    def _withdraw(self, ticket_ids: Iterable[str], reason: str) -> None:
-        for ticket_id in ticket_ids:
-            remember(self._withdrawn, ticket_id, reason)
-            self._ticket_deadlines.pop(ticket_id, None)
+def _different_payload(group_id: str) -> ValueError:
+    return ValueError(
+        f"group {group_id} is known with another payload; keeping either would lose data. Give each group an id of its "
+        "own, derived from ticket and attempt."
+    )

@@ -37,7 +37,7 @@ class Admission:
     reason: str
 
 
-def admit(supply: Supply, demand: Sequence[int], steps_committed: int) -> Admission:
+def admit(supply: Supply, demand: Sequence[int], steps_committed: int, too_large: str = "") -> Admission:
     """Whether one more live group may be started, and for which step.
 
     A group is started only when one of the steps `steps_committed .. steps_committed + max_age` can train on it:
@@ -53,8 +53,11 @@ def admit(supply: Supply, demand: Sequence[int], steps_committed: int) -> Admiss
 
     Args:
         demand: live groups each of these steps takes, the next step first.
+        too_large: why nothing is started ahead of its batch; empty when there is room.
     """
     running = supply.num_running * supply.uses_per_group
+    if too_large and supply.num_groups + supply.num_running >= demand[0]:
+        return Admission(None, too_large)
     if supply.stored + running < sum(demand):
         return Admission(_first_unsupplied(supply, demand, steps_committed), "")
     if demand[0] and supply.num_groups + supply.num_running < demand[0]:

@@ -1,8 +1,9 @@
 """Durable history: a journal of events, packed blocks beside it, snapshots that shorten the way back.
 
-    journal.jsonl        one event per line behind its crc32; never rewritten, so an audit can follow every group
+    journal.jsonl        one event per line behind its crc32; an audit can follow every group. When it has grown too
+                         large it is replaced as a whole by one that begins with the state it led to
     blocks/live-3.blk    length- and crc-prefixed packed groups; a file goes when none of its groups is needed
-    snapshot.json        the state up to a position of the journal; without it the whole journal is replayed
+    snapshot.json        the state up to a position of this journal; without it the whole journal is replayed
 
 A crash may cut the last line or block: it is dropped, because nobody was told that it is durable. Damage anywhere
 else is an error.
@@ -61,9 +62,12 @@ class Journal:
         Raises:
             CorruptLogError: a line in the middle is damaged.
         """
-        self._fsync = fsync
+        self._fsync: Fsync = fsync
         self.path = path
-        end = max((position for _, position in read_journal(path)), default=0)
+        end, self.generation = 0, 0
+        """How often the file was replaced."""
+        for event, position in read_journal(path):
+            end, self.generation = position, event.get("generation", self.generation)
         is_new = not path.exists()
         self._file = path.open("ab", buffering=0)
         self._file.truncate(end)
@@ -94,6 +98,26 @@ class Journal:
             self._file.truncate(self._end)
             raise
         self._end += len(line)
+
+    def begin_anew(self, first: Mapping[str, Any]) -> None:
+        """Replaces the file by one that holds this event, in one step: a crash leaves the old or the new one.
+
+        Raises:
+            OSError: it could not be written; the old file is as it was.
+        """
+        temporary = self.path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        fresh = Journal(temporary, fsync=self._fsync)
+        try:
+            fresh.append({**first, "generation": self.generation + 1}, durable=True)
+            temporary.rename(self.path)
+        except OSError:
+            fresh.close()
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(self.path.parent)
+        self._file.close()
+        self._file, self._end, self.generation = fresh._file, fresh._end, self.generation + 1
 
     def sync(self) -> None:
         if self._fsync != "never":
@@ -198,6 +222,15 @@ class BlockStore:
             if path.name not in names and path.name not in writing:
                 path.unlink()
 
+    def sparse(self, needed: Iterable[Sequence[Any]]) -> set[str]:
+        """Files that are not being written and of which needed blocks are less than half, but some."""
+        sizes: Counter[str] = Counter()
+        for name, _, size in needed:
+            sizes[name] += size + _BLOCK.size
+        writing = {Path(file.name).name for file in self._open.values()}
+        files = (name for name in sizes if name not in writing and (self._folder / name).exists())
+        return {name for name in files if 2 * sizes[name] < (self._folder / name).stat().st_size}
+
     def close(self) -> None:
         for file in self._open.values():
             file.close()
@@ -234,7 +267,8 @@ class ReplayLog:
     def recover(self) -> Recovered:
         """The newest intact snapshot and the events after it, or all events."""
         snapshot = read_json(self._snapshot_path)
-        if snapshot is None or snapshot["position"] > self.journal.end:
+        is_of_this = snapshot is not None and snapshot.get("generation", 0) == self.journal.generation
+        if snapshot is None or not is_of_this or snapshot["position"] > self.journal.end:
             return Recovered(None, [event for event, _ in read_journal(self.journal.path)])
         return Recovered(snapshot["state"], [e for e, _ in read_journal(self.journal.path, snapshot["position"])])
 
@@ -249,10 +283,17 @@ class ReplayLog:
         self.blocks.sync()
         self.journal.sync()
 
+    def begin_anew(self, state: Mapping[str, Any], **settings: Any) -> None:
+        """Forgets the events that led to this state, which is all of it; `settings` stand beside it for readers."""
+        self.blocks.sync()
+        self.journal.begin_anew({"kind": "base", "state": state, **settings})
+
     def snapshot(self, state: Mapping[str, Any], needed: Iterable[Sequence[Any]]) -> Path:
         """Makes the state up to now durable and deletes blocks nobody needs."""
         self.sync()
-        write_json(self._snapshot_path, {"position": self.journal.end, "state": state})
+        write_json(
+            self._snapshot_path, {"position": self.journal.end, "generation": self.journal.generation, "state": state}
+        )
         self.blocks.keep_only(needed)
         return self._snapshot_path
 

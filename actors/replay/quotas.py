@@ -114,3 +114,13 @@ def _fill(short: int, donors: tuple[str, ...], take: dict[str, int], ready: Mapp
         take[donor] += spare
         short -= spare
     return short
+
+
+def shortage(composition: Composition, num_running: int) -> str:
+    """What a batch still needs, for whoever waits for it."""
+    parts = []
+    for source, missing in composition.missing.items():
+        ready = composition.take.get(source, 0)
+        part = f"need {ready + missing} {source} groups: {ready} ready"
+        parts.append(f"{part}, {num_running} running" if source == LIVE else part)
+    return "; ".join(parts)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 Event = Mapping[str, Any]
 """One thing that happened, in JSON types; `kind` names it.
@@ -17,23 +16,20 @@ Event = Mapping[str, Any]
     issued          ticket, worker, size, due, min_step, key (of the request)
     returned        ticket, reason
     put             group, source, digest, ticket (null: preloaded), oldest (policy version; null: ageless), tokens,
-                    budget (trainings; null: unlimited), blob (place of the packed block; null: memory only)
+                    budget (trainings; null: unlimited), blob (place of the packed block; null: memory only), bytes,
+                    prompt, priority (null: unknown)
     refused         group, source, digest, ticket, reason, tokens: a group that was not accepted
     leased          lease, step, epoch, groups, ages (by live group), shortfall (by source)
     lease_returned  reason
-    committed       lease, dropped (group to reason): the other groups of the lease were trained on
+    committed       lease, dropped (group to reason): the other groups of the lease were trained on; priorities (by
+                    group): what the learner measured
     evicted         groups, reason
+    moved           blobs (by group): packed blocks lie elsewhere now
+    base            state, max_age, groups_per_update, generation: a journal begins anew with what the old one led to
     lost            groups: their blocks could not be read back
     sealed          step: a durable checkpoint covers this step and all before it
     rolled_back     step, epoch, batches (step to groups): history continues from the checkpoint of this manifest
 """
-
-
-Value = TypeVar("Value")
-
-MAX_REMEMBERED = 4096
-"""Refused groups a repeated put is recognised for, and withdrawn tickets whose late groups are told why; beyond that
-the unknown ticket refuses them."""
 
 
 class Status(StrEnum):
@@ -79,6 +75,9 @@ class Entry:
         budget: how often it may be trained on; None is unlimited.
         uses: steps of the surviving history it was trained at.
         blob: where its packed block lies in the log's files.
+        prompt_id: task it answers; None for groups known from a manifest alone.
+        num_bytes: packed size.
+        priority: of prioritised tables.
         closed_at: number of the seal it was terminal at; it is forgotten one seal later.
     """
 
@@ -95,6 +94,9 @@ class Entry:
     uses: list[int] = field(default_factory=list)
     reason: str | None = None
     blob: list[Any] | None = None
+    prompt_id: str | None = None
+    num_bytes: int = 0
+    priority: float = 1.0
     closed_at: int | None = None
 
     @property
@@ -153,10 +155,3 @@ class StepRow:
 def length_bucket(num_tokens: int) -> str:
     """Groups are counted by the next power of two of their tokens."""
     return f"<={1 << max(0, num_tokens - 1).bit_length()} tokens"
-
-
-def remember(memory: OrderedDict[str, Value], key: str, value: Value) -> None:
-    """Keeps the newest MAX_REMEMBERED of them."""
-    memory[key] = value
-    if len(memory) > MAX_REMEMBERED:
-        memory.popitem(last=False)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from actors.replay.payloads import Payloads
 from actors.replay.quotas import LIVE
 from actors.replay.records import (
     ACCEPTED,
@@ -25,7 +26,8 @@ from actors.replay.records import (
     TicketRow,
     length_bucket,
 )
-from actors.replay.selectors import Candidate, ReadyQueue
+from actors.replay.selectors import Candidate
+from actors.replay.tables import Table
 
 UNKNOWN_SOURCE = "unknown"
 
@@ -34,10 +36,11 @@ class ReplayState:
     """Everything that must survive a crash; changed only by `apply`.
 
     Args:
-        make_queue: builds the hand-out order of a source.
+        make_queue: builds the table of a source.
+        payloads: keeps the packed blocks of groups that may still be handed out; not part of a snapshot.
     """
 
-    def __init__(self, make_queue: Callable[[str], ReadyQueue]) -> None:
+    def __init__(self, make_queue: Callable[[str], Table], payloads: Payloads) -> None:
         self._make_queue = make_queue
         self.boot = 0
         self.incarnation = -1
@@ -63,9 +66,14 @@ class ReplayState:
         """Refused and evicted groups by `source/reason/length bucket`."""
         self.ages: Counter[int] = Counter()
         """Live groups by age at hand-out."""
-        self.payloads: dict[str, bytes] = {}
-        """Packed blocks of groups that may still be handed out; not part of a snapshot."""
-        self.queues: dict[str, ReadyQueue] = {}
+        self.top_priorities: dict[str, float] = {}
+        """The highest priority a group of each source ever had; one of unknown priority gets it, to be drawn soon."""
+        self.payloads = payloads
+        self.num_events = 0
+        """Applied since this process began, those of the log included."""
+        self.held_bytes = 0
+        """Packed size of all HELD groups, wherever their blocks lie."""
+        self.queues: dict[str, Table] = {}
         self.ready_by_version: dict[int, set[str]] = {}
         self.uses_left: Counter[str] = Counter()
         """Further trainings of all open groups with a budget, by source."""
@@ -87,6 +95,9 @@ class ReplayState:
 
     def num_open(self, source: str) -> int:
         return sum(self.num(status, source) for status in OPEN)
+
+    def are_ready(self, group_ids: Iterable[str]) -> bool:
+        return all(g in self.entries and self.entries[g].status is Status.READY for g in group_ids)
 
     def age(self, entry: Entry, step: int) -> int | None:
         """Committed steps between the oldest trained token and `step`; None for frozen sources."""
@@ -113,8 +124,9 @@ class ReplayState:
     def apply(self, event: Event, payload: bytes | None = None) -> None:
         """Changes the state by one decided event; `payload` is the packed block of a stored group."""
         getattr(self, f"_on_{event['kind']}")(event)
+        self.num_events += 1
         if payload is not None:
-            self.payloads[event["group"]] = payload
+            self.payloads.add(event["group"], payload, event["blob"])
 
     def _on_opened(self, event: Event) -> None:
         self.boot, self.epoch = event["boot"], event["epoch"]
@@ -159,6 +171,9 @@ class ReplayState:
             first_turn=0 if source == LIVE else self.turns[source],
             budget=event["budget"],
             blob=event["blob"],
+            num_bytes=event.get("bytes", event["blob"][2] if event["blob"] else 0),
+            prompt_id=event.get("prompt"),
+            priority=self._priority(source, event.get("priority")),
         )
         if entry.ticket_id is not None:
             self._return_ticket(entry.ticket_id, "stored")
@@ -197,8 +212,12 @@ class ReplayState:
         self.lease = None
         self.steps_committed = lease.step + 1
         self.counters["commits"] += 1
+        priorities = event.get("priorities", {})
         for group_id in self.history[lease.step].trained:
-            self._use(self.entries[group_id], lease.step)
+            entry = self.entries[group_id]
+            if group_id in priorities:
+                entry.priority = self._priority(entry.source, priorities[group_id])
+            self._use(entry, lease.step)
         for group_id, reason in dropped.items():
             self._evict(self.entries[group_id], reason)
 
@@ -214,6 +233,15 @@ class ReplayState:
                 self._change(entry, Status.SEALED)
             else:
                 self._evict(entry, "lost")
+
+    def _on_moved(self, event: Event) -> None:
+        for group_id, blob in event["blobs"].items():
+            self.entries[group_id].blob = blob
+            self.payloads.move(group_id, blob)
+
+    def _on_base(self, event: Event) -> None:
+        """The first event of a journal that began anew."""
+        self.from_json(event["state"])
 
     def _on_sealed(self, event: Event) -> None:
         """Spent groups the checkpoint covers leave memory.
@@ -293,6 +321,14 @@ class ReplayState:
         if entry.status is Status.SEALED and not entry.uses:
             self._evict(entry, "lost_behind_seal")
 
+    def _priority(self, source: str, value: float | None) -> float:
+        """The highest one so far stands for an unknown one."""
+        top = self.top_priorities.get(source)
+        if value is None:
+            return 1.0 if top is None else top
+        self.top_priorities[source] = value if top is None else max(top, value)
+        return value
+
     def _add(self, entry: Entry, status: Status, counter: str) -> None:
         self.next_seq += 1
         self.counters[counter] += 1
@@ -342,15 +378,16 @@ class ReplayState:
         self._index(entry)
         if entry.status not in HELD and entry.closed_at is None:
             entry.closed_at = self.num_seals
-            self.payloads.pop(entry.group_id, None)
+            self.payloads.discard(entry.group_id)
 
     def _unlist(self, entry: Entry) -> None:
         if entry.status is Status.TICKET:
             return
         self.statuses[f"{entry.status}/{entry.source}"] -= 1
         self.uses_left[entry.source] -= entry.uses_left
+        self.held_bytes -= entry.num_bytes if entry.status in HELD else 0
         if entry.status is Status.READY:
-            self.queues[entry.source].remove(entry.group_id)
+            self.queues[entry.source].remove(_candidate(entry))
             if entry.oldest is not None:
                 same_version = self.ready_by_version[entry.oldest]
                 same_version.remove(entry.group_id)
@@ -359,10 +396,11 @@ class ReplayState:
 
     def _index(self, entry: Entry) -> None:
         self.uses_left[entry.source] += entry.uses_left
+        self.held_bytes += entry.num_bytes if entry.status in HELD else 0
         if entry.status is not Status.READY:
             return
         queue = self.queues.setdefault(entry.source, self._make_queue(entry.source))
-        queue.add(Candidate(entry.group_id, entry.turn, entry.seq, entry.oldest or 0))
+        queue.add(_candidate(entry))
         if entry.oldest is not None:
             self.ready_by_version.setdefault(entry.oldest, set()).add(entry.group_id)
 
@@ -374,7 +412,7 @@ class ReplayState:
             **{name: getattr(self, name) for name in _SCALARS},
             **{name: _string_keys(getattr(self, name)) for name in _TABLES},
             "tickets": {ticket_id: asdict(row) for ticket_id, row in self.tickets.items()},
-            "entries": [asdict(entry) for entry in self.entries.values()],
+            "entries": [{name: getattr(entry, name) for name in _ENTRY} for entry in self.entries.values()],
             "lease": None if self.lease is None else asdict(self.lease),
             "history": {str(step): asdict(row) for step, row in self.history.items()},
         }
@@ -386,14 +424,14 @@ class ReplayState:
         for name in _TABLES:
             table = getattr(self, name)
             number = name in ("versions", "ages")
-            table.update({int(k) if number else k: v for k, v in data[name].items()})
+            table.update({int(k) if number else k: v for k, v in data.get(name, {}).items()})
         self.tickets = {ticket_id: TicketRow(**row) for ticket_id, row in data["tickets"].items()}
         self.due.update(row.due for row in self.tickets.values())
         self.lease = None if data["lease"] is None else LeaseRow(**data["lease"])
         self.history = {int(step): StepRow(**row) for step, row in data["history"].items()}
         self.live_consumed = sum(row.num_live for row in self.history.values())
-        for fields in data["entries"]:
-            entry = Entry(**{**fields, "status": Status(fields["status"])})
+        for row in data["entries"]:
+            entry = Entry(**{**row, "status": Status(row["status"]), "uses": list(row["uses"])})
             self.entries[entry.group_id] = entry
             self._index(entry)
 
@@ -402,8 +440,15 @@ class ReplayState:
         return (entry for entry in self.entries.values() if entry.status in HELD)
 
 
+_ENTRY = tuple(field.name for field in fields(Entry))
 _SCALARS = ("boot", "incarnation", "epoch", "steps_committed", "sealed_through", "num_seals", "next_seq")
-_TABLES = ("versions", "counters", "turns", "statuses", "ticket_fates", "drops", "ages")
+_TABLES = ("versions", "counters", "turns", "statuses", "ticket_fates", "drops", "ages", "top_priorities")
+
+
+def _candidate(entry: Entry) -> Candidate:
+    return Candidate(
+        entry.group_id, entry.turn, entry.seq, entry.oldest or 0, entry.priority, entry.prompt_id, entry.num_bytes
+    )
 
 
 def _string_keys(table: Mapping[Any, Any]) -> dict[str, Any]:

@@ -8,6 +8,19 @@ from actors.replay.quotas import LIVE
 from actors.replay.records import ACCEPTED
 from actors.replay.state import ReplayState
 
+_OF_THE_RUN = ("steps_committed", "steps_sealed", "lease_epoch", "leases", "rollbacks")
+"""Numbers every shard counts for itself."""
+
+
+def added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Numbers of several shards as those of one cache."""
+    values: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            once = name in _OF_THE_RUN or name.startswith("passes/")
+            values[name] = max(values.get(name, 0), value) if once else values.get(name, 0) + value
+    return values
+
 
 def stats_of(state: ReplayState, frozen_sources: Sequence[str], calls: Mapping[str, int]) -> dict[str, float]:
     """Names of one level are fixed; `group/detail` names appear with what they count.
@@ -27,7 +40,11 @@ def stats_of(state: ReplayState, frozen_sources: Sequence[str], calls: Mapping[s
         "tickets_outstanding": len(state.tickets),
         "leases": state.counters["leases"],
         "rollbacks": state.counters["rollbacks"],
-        "held_bytes": sum(map(len, state.payloads.values())),
+        "held_bytes": state.held_bytes,
+        "memory_bytes": state.payloads.memory_bytes,
+        "groups_on_disk_only": state.payloads.num_cold,
+        "blocks_spilled": state.payloads.num_spilled,
+        "blocks_fetched": state.payloads.num_fetched,
     }
     groups = {f"groups/{s}/{source}": state.num(s, source) for source in (LIVE, *frozen_sources) for s in ACCEPTED}
     return {

@@ -80,7 +80,8 @@ TerminalAction = Keep | Drop | Redo | Grow
 AccompanyingAction = Splice | Fork | Retire | Stash
 Action = TerminalAction | AccompanyingAction
 
-Rule = Callable[[Group, LeasedTask, LedgerRow | None], Action | None]
+Rule = Callable[[Group, LeasedTask, LedgerRow | None], Action | tuple[Action, ...] | None]
+"""A tuple holds actions that belong together, such as several forks."""
 
 
 class RuleError(ValueError):

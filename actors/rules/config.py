@@ -77,9 +77,10 @@ class SpliceOptions(ComponentOptions):
     """failed: no member is right. imperfect: at least one is not."""
     places: Literal["nobody", "first", "failed"] = "failed"
     """Whose places they take. nobody: donors are added. first: the first members. failed: wrong ones at random."""
-    pick: Literal["random", "newest", "likeliest", "best", "understood"] = "random"
-    """likeliest: highest mean log-prob as recorded. best: highest score. understood: the reference answer is most
-    probable after it under the policy that samples now, as a mean of token probabilities (AMPO)."""
+    pick: Literal["random", "newest", "likeliest", "surest", "best", "understood"] = "random"
+    """likeliest: highest mean log-prob as recorded; surest: under the policy that samples now (ExGRPO). best: highest
+    score. understood: the reference answer is most probable after it under the policy that samples now, as a mean of
+    token probabilities (AMPO)."""
 
 
 class StashOptions(ComponentOptions):
@@ -116,6 +117,22 @@ class PerplexityOptions(Section):
         return self
 
 
+class ProposalOptions(Section):
+    num: int = Field(default=1, ge=1)
+    """Valid problems of one proposer's group that are solved; the feed keeps at most 8 authors of one answer."""
+    table: str = "proposals"
+    """Table the authors wait in."""
+
+
+class AuthorOptions(ComponentOptions):
+    source: Literal["own_past"]
+    """Source of the author, as a term names it."""
+    table: str = "proposals"
+    """Table the authors wait in."""
+    pay: Literal["failure", "spread"] = "failure"
+    """failure: share of the solvers that fail. spread: 4 x share that succeeds x share that fails."""
+
+
 class FirstOptions(Section):
     num: int = Field(ge=1)
     """Members that are trained; the others only voted or moved the baseline of whoever judged them."""
@@ -128,12 +145,17 @@ def donor_sources(rules: Iterable[str | Mapping[str, Any]]) -> frozenset[str]:
 
 def donor_tables(rules: Iterable[str | Mapping[str, Any]]) -> frozenset[str]:
     """Tables of the prompt those rules read."""
-    return frozenset(str(rule.get("table") or rule["source"]) for rule in _with_donors(rules)) - {"expert"}
+    return frozenset(str(rule.get("table") or _default_table(rule)) for rule in _with_donors(rules)) - {"expert"}
 
 
-def measures_donors(rules: Iterable[str | Mapping[str, Any]]) -> bool:
-    """A rule picks donors by how probable each makes the reference answer."""
-    return any(rule.get("pick") == "understood" for rule in rules if not isinstance(rule, str))
+def measured_picks(rules: Iterable[str | Mapping[str, Any]]) -> frozenset[str]:
+    """What rules pick donors by and somebody has to measure first, with the policy that samples."""
+    picks = (rule.get("pick") for rule in rules if not isinstance(rule, str))
+    return frozenset(str(pick) for pick in picks if pick in ("understood", "surest"))
+
+
+def _default_table(rule: Mapping[str, Any]) -> str:
+    return "proposals" if rule.get("rule") == "join_proposer" else str(rule["source"])
 
 
 def _with_donors(rules: Iterable[str | Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -15,11 +15,13 @@ from actors.ports import LeasedTask
 from actors.rules.actions import Action, Drop, Fork, Grow, Redo, Retire, Splice, Stash
 from actors.rules.config import (
     AllocationOptions,
+    AuthorOptions,
     ConstantOptions,
     FirstOptions,
     ForkOptions,
     GrowOptions,
     PerplexityOptions,
+    ProposalOptions,
     RateOptions,
     RedoOptions,
     RetireOptions,
@@ -27,6 +29,7 @@ from actors.rules.config import (
     StashOptions,
     UnscoredOptions,
 )
+from actors.rules.linked import fork_proposals, join_proposer
 from actors.rules.scores import all_wrong, success_rate, value_of, values
 from rewards.config import Section
 from rewards.trajectory import Context, Group, Trajectory
@@ -173,7 +176,7 @@ def splice_donors(
     count: int,
     when: Literal["always", "failed", "imperfect"],
     places: Literal["nobody", "first", "failed"],
-    pick: Literal["random", "newest", "likeliest", "best", "understood"],
+    pick: Literal["random", "newest", "likeliest", "surest", "best", "understood"],
 ) -> Splice | None:
     """Answers of others to the same task join the group, or take the places of members; nothing without a donor.
 
@@ -197,6 +200,8 @@ def _picked(donors: list[Trajectory], pick: str, group_id: str) -> list[Trajecto
         return sorted(shuffled, key=_mean_logprob, reverse=True)
     if pick == "best":
         return sorted(shuffled, key=lambda t: -math.inf if t.score is None else t.score, reverse=True)
+    if pick == "surest":
+        return sorted(shuffled, key=lambda t: _extra(t, "logprob_now"), reverse=True)
     if pick == "understood":
         return sorted(shuffled, key=lambda t: _extra(t, "understood"), reverse=True)
     return shuffled
@@ -279,14 +284,16 @@ def fork_failed(
     return Fork(forked, _context(context, group, leased, component), attempt=wrong.trajectory_id)
 
 
-RULES: dict[str, tuple[Callable[..., Action | None], type[Section]]] = {
+RULES: dict[str, tuple[Callable[..., Action | tuple[Action, ...] | None], type[Section]]] = {
     "drop_constant": (drop_constant, ConstantOptions),
     "drop_perplexity": (drop_perplexity, PerplexityOptions),
     "drop_rate": (drop_rate, RateOptions),
     "drop_unscored": (drop_unscored, UnscoredOptions),
     "fork_failed": (fork_failed, ForkOptions),
+    "fork_proposals": (fork_proposals, ProposalOptions),
     "grow_failed": (grow_failed, GrowOptions),
     "grow_hard": (grow_hard, AllocationOptions),
+    "join_proposer": (join_proposer, AuthorOptions),
     "keep_first": (keep_first, FirstOptions),
     "redo_failed": (redo_failed, RedoOptions),
     "retire_solved": (retire_solved, RetireOptions),

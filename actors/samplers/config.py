@@ -242,6 +242,9 @@ class CurriculumConfig(Section):
 
     sampler: AnySampler = Uniform()
     """Which task comes next; a name alone takes its defaults."""
+    donors_from: Share = 0.0
+    """Stashed answers join groups once the last rates of tried prompts average this much; until then they are only
+    collected (ExGRPO)."""
     stages: StageRule | None = None
     """How the stage of a prompt follows its groups; None leaves it at 0."""
 

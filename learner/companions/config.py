@@ -1,10 +1,10 @@
-"""Models beside the policy: the frozen reference and teacher, and fresh starts."""
+"""Models beside the policy: the frozen reference and teacher, the critic, and fresh starts."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewards.config import Section
 
@@ -21,6 +21,51 @@ class TeacherConfig(Section):
 
     model: str
     """A known name, a folder or a hub id, with the tokenizer of the policy."""
+
+
+class CriticConfig(Section):
+    """A model that predicts what each answer will earn; its optimizer has the policy's settings but for the rate."""
+
+    model: str | None = None
+    """A known name, a folder or a hub id, with the tokenizer of the policy; None is the policy as the run began."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Highest rate; None is the policy's."""
+    loss: Literal["squared", "hl_gauss", "two_hot"] = "squared"
+    """squared: one number. hl_gauss, two_hot: a distribution over `bins`, learnt by cross-entropy."""
+    low: float = -0.05
+    """Smallest value a distribution can say; targets below count as it. Leave room around the rewards: hl_gauss decodes
+    the ends of its range inwards."""
+    high: float = 1.05
+    """Largest value a distribution can say; targets above count as it."""
+    bins: int = Field(default=51, ge=2)
+    """Bins (hl_gauss) or points (two_hot) between them."""
+    target: Literal["gae", "v_trace"] = "gae"
+    """gae: advantage plus value. v_trace: the value of the current policy from samples of an older one."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """Of a reward one token later."""
+    trace: float = Field(default=0.95, ge=0, le=1)
+    """How far targets look before they trust the critic; 1 is what the answer earned."""
+    kl_in_reward: float = Field(default=0.0, ge=0)
+    """Reward units each token pays per nat of its sampling log-prob above the reference's; 0 reads no reference."""
+    feature_penalty: float = Field(default=0.0, ge=0)
+    """Weight of BEER's bound on successive features; the paper's is 1e-3. Tokens without a reward satisfy it always, so
+    it goes with kl_in_reward."""
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> CriticConfig:
+        if self.low >= self.high:
+            raise ValueError(f"critic.low={self.low} is not below critic.high={self.high}: no value lies between them")
+        if self.feature_penalty > 0 and self.kl_in_reward == 0:
+            raise ValueError(
+                f"critic.feature_penalty={self.feature_penalty} would do nothing: where no token but the last earns a "
+                "reward its bound always holds. Set critic.kl_in_reward, or feature_penalty=0"
+            )
+        if self.feature_penalty > 0 and self.loss != "squared":
+            raise ValueError(
+                f"critic.feature_penalty bounds features by the weights of a single value, but "
+                f"critic.loss={self.loss!r} has a distribution: set loss='squared', or feature_penalty=0"
+            )
+        return self
 
 
 class ResetConfig(Section):

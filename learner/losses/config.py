@@ -120,9 +120,11 @@ class DivergenceMaskedPolicyGradient(LossParams):
 
     name: Literal["divergence_masked_policy_gradient"] = "divergence_masked_policy_gradient"
     max_rise: float = Field(default=0.2, gt=0, le=1)
-    """Probability a token of positive advantage may have gained."""
+    """What a token of positive advantage may have gained: probability, or nats with divergence "kl"."""
     max_fall: float = Field(default=0.2, gt=0, le=1)
-    """Probability another token may have lost."""
+    """What another token may have lost."""
+    divergence: Literal["tv", "kl"] = "tv"
+    """Total variation or KL divergence, of the token against all others."""
     ratio_max: float = Field(default=20.0, gt=0)
     """Largest weight."""
     needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
@@ -287,19 +289,26 @@ class OddsRatioPreference(GroupLossParams):
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
 
 
-class ProspectPreference(GroupLossParams):
+class ProspectPreference(LossParams):
     """Good answers above a reference point, bad ones below (KTO)."""
 
     name: Literal["prospect_preference"] = "prospect_preference"
     beta: float = Field(default=0.1, gt=0)
     """Logits per nat."""
     reference_point: float | None = None
-    """Nats; None takes the group's own mean log-ratio, not below 0."""
+    """Nats; None takes the mean log-ratio of all answers of the update, not below 0."""
     desirable_weight: float = Field(default=1.0, ge=0)
     """Of answers with a positive advantage."""
     undesirable_weight: float = Field(default=1.0, ge=0)
     """Of the others."""
     needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
+    silent_without_advantage: ClassVar[bool] = False
+    statistic: ClassVar[str | None] = "prospect_point"
+    statistic_fields: ClassVar[frozenset[str]] = frozenset({"reference_point"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        return True
 
 
 class CovarianceClippedSurrogate(LossParams):
@@ -435,6 +444,36 @@ class OneTokenRollout(LossParams):
     statistic_fields: ClassVar[frozenset[str]] = frozenset({"draws"})
 
 
+class TraceWeightedPolicyGradient(LossParams):
+    """REINFORCE under the truncated ratios of a token and all behind it (V-trace with the baseline as value)."""
+
+    name: Literal["trace_weighted_policy_gradient"] = "trace_weighted_policy_gradient"
+    ratio_max: float = Field(default=1.0, gt=0)
+    """Bound of each ratio in the product."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+
+    @property
+    def couples_tokens(self) -> bool:
+        return True
+
+
+class BehaviorKL(LossParams):
+    """KL to the policy that sampled, from its samples (MDPO)."""
+
+    name: Literal["behavior_kl"] = "behavior_kl"
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs"})
+
+
+class LogRatioRegression(LossParams):
+    """The log-ratio to the policy that sampled, regressed on the advantage (ROVER)."""
+
+    name: Literal["log_ratio_regression"] = "log_ratio_regression"
+    temperature: float = Field(default=1.0, gt=0)
+    """Reward units per nat of log-ratio."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "scores"})
+    silent_without_advantage: ClassVar[bool] = False
+
+
 Loss = Annotated[
     ClippedSurrogate
     | RatioSurrogate
@@ -473,6 +512,9 @@ Loss = Annotated[
     | EntropyWeightedPolicyGradient
     | OneTokenRollout
     | OnPolicyDistillation
-    | TeacherDivergence,
+    | TeacherDivergence
+    | TraceWeightedPolicyGradient
+    | BehaviorKL
+    | LogRatioRegression,
     Field(discriminator="name"),
 ]

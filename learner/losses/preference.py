@@ -83,35 +83,32 @@ def prospect_preference(
     reference_logprobs: Tensor,
     advantages: Tensor,
     sequence_ids: Tensor,
-    group_ids: Tensor,
+    point: Tensor,
     token_scale: Tensor,
     *,
     beta: float = 0.1,
-    reference_point: float | None = None,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> LossOutput:
     """Good answers above a reference point and bad ones below it; needs no pairs.
 
-    D as in `pairwise_preference`; z = reference_point, or max(mean of D in the group, 0) without gradient
+    D as in `pairwise_preference`
     loss = sum(share * w * (1 - sigmoid(beta (D - z))) where A > 0;  (1 - sigmoid(beta (z - D))) elsewhere)
 
-    Published code estimates z on answers to other prompts; here it is the KL estimate of the group's own answers.
+    Published code estimates z on answers to other prompts; here it is the mean D of all answers of the update.
 
-    Args, Raises: as `pairwise_preference`, with A > 0 for a good answer.
+    Args, Raises: as `pairwise_preference`, with A > 0 for a good answer; point: [N] z, nats.
 
     Source: KTO, arXiv:2402.01306.
     """
-    members = Members(sequence_ids, group_ids, token_scale)
+    members = Members(sequence_ids, sequence_ids, token_scale)
     difference = members.sum(known_log_ratio("reference_logprobs", logprobs, reference_logprobs, members.mask))
-    if reference_point is None:
-        point = members.group_mean(difference).clamp(min=0.0).detach()
-    else:
-        point = torch.full_like(difference, reference_point)
     good = members.of_sequence(advantages) > 0
-    gain = beta * torch.where(good, difference - point, point - difference)
+    above = difference - members.of_sequence(point)
     weight = torch.where(good, desirable_weight, undesirable_weight)
-    return LossOutput(loss=(members.share * weight * torch.sigmoid(-gain)).sum())
+    return LossOutput(
+        loss=(members.share * weight * torch.sigmoid(-beta * torch.where(good, above, -above))).sum(),
+    )
 
 
 def _better(members: Members, advantages: Tensor) -> Tensor:

@@ -91,27 +91,30 @@ def divergence_masked_policy_gradient(
     max_rise: float = 0.2,
     max_fall: float = 0.2,
     ratio_max: float = 20.0,
+    divergence: str = "tv",
 ) -> LossOutput:
     """Leaves out tokens whose probability, not ratio, has already moved far the way the advantage pulls.
 
-    D = exp(logprobs) - exp(behavior_logprobs);  kept: D <= max_rise where A > 0, D >= -max_fall elsewhere
+    p = exp(logprobs), m = exp(behavior_logprobs)
+    D = p - m (tv) or sign(p - m) * KL of two outcomes, m ln(m/p) + (1-m) ln((1-m)/(1-p)) (kl)
+    kept: D <= max_rise where A > 0, D >= -max_fall elsewhere
     loss = -sum over kept tokens of  token_scale * min(r, ratio_max) * A * logprobs, the weight without gradient
 
-    A ratio bound hits unlikely tokens hardest; this one, a total variation of the token against all others, does not.
+    A ratio bound hits unlikely tokens hardest; these, divergences of the token against all others, do not.
 
-    Args, Raises: as `clipped_surrogate`.
+    Args, Raises: as `clipped_surrogate`; also ValueError for an unknown divergence.
 
     Returns:
         Metrics clip_count (tokens left out) and those of `mismatch_metrics`.
 
-    Source: DPPO, arXiv:2602.04879, the binary total-variation form.
+    Source: DPPO, arXiv:2602.04879, the forms of two outcomes; of the KL the order of its arguments is our reading.
     """
     mask = token_scale != 0
     require_known("behavior_logprobs", behavior_logprobs, mask)
     taken = torch.where(mask, logprobs, 0.0)
     behavior = selected(behavior_logprobs, mask)
     advantages = selected(advantages, mask)
-    moved = taken.detach().exp() - behavior.exp()
+    moved = _moved(taken.detach(), behavior, divergence)
     keep = mask & torch.where(advantages > 0, moved <= max_rise, moved >= -max_fall)
     weight = log_ratio(taken.detach(), behavior, mask).exp().clamp(max=ratio_max)
     return LossOutput(
@@ -121,3 +124,16 @@ def divergence_masked_policy_gradient(
             **mismatch_metrics(logprobs, behavior_logprobs, mask),
         },
     )
+
+
+def _moved(logprobs: Tensor, behavior_logprobs: Tensor, divergence: str) -> Tensor:
+    """[N] how far a token's probability has gone up (above 0) or down: probability (tv) or nats (kl)."""
+    change = logprobs.exp() - behavior_logprobs.exp()
+    if divergence == "tv":
+        return change
+    if divergence != "kl":
+        raise ValueError(f"divergence={divergence!r} is not one of tv, kl")
+    # At probability 1 the other outcome has none; one float32 step below it its logarithm exists.
+    policy, behavior = logprobs.clamp(max=-1e-6), behavior_logprobs.clamp(max=-1e-6)
+    others = torch.log(-torch.expm1(behavior)) - torch.log(-torch.expm1(policy))
+    return change.sign() * (behavior.exp() * (behavior - policy) - torch.expm1(behavior) * others)

@@ -11,6 +11,7 @@ from learner.losses.expert import mixture_ratio, shaped_likelihood, shaped_ratio
 from learner.losses.group import GROUP_LOSSES
 from learner.losses.imitation import negative_log_likelihood
 from learner.losses.mixing import MIXING_LOSSES
+from learner.losses.offpolicy import OFF_POLICY_LOSSES
 from learner.losses.output import LossOutput
 from learner.losses.preference import PREFERENCE_LOSSES
 from learner.losses.regularizers import (
@@ -74,6 +75,7 @@ LOSSES: Mapping[str, LossEntry] = {
         *UPDATE_WIDE_LOSSES,
         *MIXING_LOSSES,
         *DISTILLATION_LOSSES,
+        *OFF_POLICY_LOSSES,
     )
 }
 """Name of a loss in a Term to what evaluates it."""

@@ -55,7 +55,7 @@ def final_number(answer: str, task: Task, *, strict: bool = False) -> Verdict:
     if strict and ANOTHER_VALUE.match(answer, match.end()):
         return Verdict.scored(0.0, extras={"reason": "several values after the answer marker"})
     try:
-        return Verdict.scored(float(_value(match) == expected))
+        return Verdict.scored(float(exact_value(match) == expected))
     except TooLongNumberError as error:
         return Verdict.floor(Status.REJECTED, extras={"error": str(error)})
 
@@ -68,7 +68,7 @@ def reference_number(task: Task) -> Fraction | None:
     if len(numbers) != 1:
         return None
     try:
-        return _value(numbers[0])
+        return exact_value(numbers[0])
     except TooLongNumberError:
         return None
 
@@ -88,7 +88,12 @@ def _marked_number(answer: str) -> re.Match[str] | None:
     return NUMBER.search(answer, last.end()) if last else None
 
 
-def _value(match: re.Match[str]) -> Fraction:
+def exact_value(match: re.Match[str]) -> Fraction:
+    """The number a match of NUMBER spells.
+
+    Raises:
+        TooLongNumberError: more digits, or a larger exponent, than the guards allow.
+    """
     digits, exponent = match["digits"].replace(",", ""), match["exponent"] or "0"
     if len(digits) > MAX_DIGITS:
         raise TooLongNumberError(f"a number with {len(digits)} digits; the limit is {MAX_DIGITS}")

@@ -59,6 +59,8 @@ class FakeReplay:
         self.fates: dict[str, str] = {}
         """Ticket id to "put" or the reason it was returned with."""
         self.groups: list[Group] = []
+        self.refusal: str | None = None
+        """Why no group is taken; None takes all."""
         self.waiting = 0
 
     @property
@@ -86,10 +88,11 @@ class FakeReplay:
     async def return_ticket(self, ticket_id: str, reason: str) -> None:
         await self._settle(ticket_id, reason)
 
-    async def put(self, group: Group) -> None:
+    async def put(self, group: Group) -> str | None:
         assert group.ticket_id is not None
         self.groups.append(group)
         await self._settle(group.ticket_id, "put")
+        return self.refusal
 
     async def allow(self, max_outstanding: int) -> None:
         self._max_outstanding = max_outstanding

@@ -47,6 +47,7 @@ class Bench:
         max_num_seqs: int = 32,
         replay: FakeReplay | None = None,
         feed: TaskFeed | None = None,
+        greedy_baseline: bool = False,
         **engine_options: Any,
     ) -> None:
         self.replay = replay or FakeReplay(num_tickets)
@@ -63,6 +64,7 @@ class Bench:
                 concurrent_groups=concurrent_groups,
                 engine=config,
                 sampling=SamplingConfig(max_new_tokens=64),
+                greedy_baseline=greedy_baseline,
             ),
             WeightsConfig(),
             self.engine,

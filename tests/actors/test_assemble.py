@@ -60,6 +60,12 @@ def test_expert_answers_are_frozen_and_their_log_probs_unknown():
     assert member.num_sampled_tokens == 2
 
 
+def test_recorded_answers_keep_their_score():
+    pair = (ExpertResponse(text="46"), ExpertResponse(text="47", score=0.0))
+    group = expert_group(Task(task_id="t", prompt="p", expert=pair), [1], [[10], [11]])
+    assert group.scores == [1.0, 0.0]
+
+
 def test_expert_log_probs_must_cover_the_answer():
     task = Task(task_id="t", prompt="p", expert=(ExpertResponse(text="46", logprobs=(-0.1,)),))
     with pytest.raises(ValueError, match="1 log-probs for 2 tokens"):

@@ -265,7 +265,7 @@ def test_what_is_no_action_is_refused(name, message):
     ("rule", "message"),
     [
         ("drop_constnat", r"unknown rule 'drop_constnat': did you mean 'drop_constant' or"),
-        ("zzz", "known names: drop_constant, drop_perplexity, drop_rate, drop_unscored, fork_failed, grow_failed"),
+        ("zzz", "known names: drop_constant, drop_perplexity, drop_rate, drop_unscored, fork_failed, fork_proposals"),
         ("no_such_package:rule", "no module 'no_such_package'"),
         ({"low": 0.1}, "names no rule"),
         ({"rule": "drop_rate", "hihg": 0.9}, r"unknown key 'hihg' in RateOptions: did you mean 'high'\?"),

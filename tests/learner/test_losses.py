@@ -221,9 +221,18 @@ def _evaluate(name, columns):
     """Loss, gradient of every input, metrics; every column asks for a gradient, to see who passes one on."""
     entry = LOSSES[name]
     leaves = {key: columns[key].clone().requires_grad_() for key in entry.columns}
-    output = entry.function(**leaves)
+    output = entry.function(**leaves, **_loss_options(name))
     output.loss.backward()
     return output, leaves
+
+
+REQUIRED: dict[str, dict[str, float]] = {"one_token_rollout": {"draws": 2, "miss_reward": -0.1}}
+"""Settings without default."""
+
+
+def _loss_options(name):
+    """Those of REQUIRED that are the function's own and not its statistic's."""
+    return {key: value for key, value in REQUIRED.get(name, {}).items() if key not in MODELS[name].statistic_fields}
 
 
 def _columns_of(seed, n=24):
@@ -239,6 +248,8 @@ def _columns_of(seed, n=24):
     columns["picked"] = (torch.arange(n) % 3 == 0).double()
     columns["bound_low"], columns["bound_high"] = torch.full((n,), 0.7).double(), torch.full((n,), 1.3).double()
     columns["baseline"] = columns["advantages"].roll(2)
+    columns["mean_entropy"], columns["hits"] = torch.full((n,), 1.2).double(), columns["picked"] / 2
+    columns["point"] = torch.full((n,), 0.2).double()
     columns["proxy_logprobs"] = torch.where(torch.arange(n) % 5 == 0, columns["reference_logprobs"], math.nan)
     # an objective scales all tokens of a sequence alike, and their advantage has one sign
     columns["advantages"] = columns["advantages"].abs() * torch.where(columns["sequence_ids"] % 2 == 0, 1.0, -1.0)
@@ -355,6 +366,9 @@ ALWAYS_THERE = {"logprobs", "token_scale", "proximal_logprobs", "sequence_ids", 
     "bound_high",
     "baseline",
     "proxy_logprobs",
+    "mean_entropy",
+    "hits",
+    "point",
 }
 """Columns nobody declares: every objective has them."""
 
@@ -368,7 +382,9 @@ def test_every_model_has_its_function_and_back():
 def test_settings_have_the_same_names_and_defaults(name):
     signature = inspect.signature(LOSSES[name].function)
     keyword_only = {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    assert keyword_only == MODELS[name]().parameters()
+    required = REQUIRED.get(name, {})
+    assert {p for p, default in keyword_only.items() if default is inspect.Parameter.empty} <= set(required)
+    assert {**keyword_only, **_loss_options(name)} == MODELS[name](**required).parameters()
 
 
 @pytest.mark.parametrize("name", LOSSES)

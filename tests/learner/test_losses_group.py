@@ -46,6 +46,7 @@ def fixture(pi, advantages, behavior=F.PROX, scale=F.SEQUENCE):
         "advantages": advantages,
         "sequence_ids": IDS,
         "group_ids": ONE_GROUP,
+        "point": F.flat(*[0.05] * 5),
         "token_scale": scale,
     }
 
@@ -58,8 +59,8 @@ WORKED = {
     "dpo": ("pairwise_preference", SCORES, F.SEQUENCE, {}, 0.703197, None),
     "ipo": ("pairwise_preference", SCORES, F.SEQUENCE, {"form": "squared"}, 26.351111, None),
     "orpo": ("odds_ratio_preference", SCORES, F.SEQUENCE, {}, 1.124048, None),
-    "kto, desirable": ("prospect_preference", SCORES, F.FIRST, {"reference_point": 0.05}, 0.49625, None),
-    "kto, undesirable": ("prospect_preference", SCORES, F.SECOND, {"reference_point": 0.05}, 0.508749, None),
+    "kto, desirable": ("prospect_preference", SCORES, F.FIRST, {}, 0.49625, None),
+    "kto, undesirable": ("prospect_preference", SCORES, F.SECOND, {}, 0.508749, None),
 }
 
 
@@ -108,6 +109,7 @@ def random_columns(sizes, seed):
         "advantages": scores.double(),
         "sequence_ids": members.double(),
         "group_ids": groups,
+        "point": torch.full((len(members),), 0.3, dtype=torch.float64),
         "token_scale": (1.0 / (lengths * count).double())[members],
     }
 
@@ -171,8 +173,7 @@ def by_loops(name, columns):
             values = [-a[3] / a[1] - 0.1 * torch.log(sigmoid(odds(a) - odds(b))) for a, b in pairs]
             total = total + size * sum(values) / len(pairs)
         if name == "prospect_preference":
-            point = max(sum(float(torch.as_tensor(d).detach()) for d, *_ in group) / size, 0.0)
-            total = total + sum(1 - sigmoid(0.1 * (d - point if a > 0 else point - d)) for d, _, a, _ in group)
+            total = total + sum(1 - sigmoid(0.1 * (d - 0.3 if a > 0 else 0.3 - d)) for d, _, a, _ in group)
     return total / count
 
 

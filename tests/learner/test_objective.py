@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from learner.config import (
     ImportanceWeightedKL,
     KLToReference,
     NegativeLogLikelihood,
+    PairwisePreference,
     PolicyGradient,
     RatioSurrogate,
     Rejection,
@@ -493,3 +495,34 @@ def test_a_missing_column_is_named():
     columns = pack(objective.plan(groups), groups, logprobs=[-1.0] * 4)
     with pytest.raises(ValueError, match=r"needs the columns \['behavior_logprobs'\]"):
         objective.loss(columns, 0)
+
+
+# -------------------------------------------------------------------------------------------- pairs across sources
+
+
+def test_an_expert_answer_is_preferred_to_own_ones():
+    """DPO on the fixture, sequence 1 as the expert's, sequence 2 as an own answer that scored as well: .703197."""
+    term = Term(
+        loss=PairwisePreference(),
+        source="expert",
+        against="live",
+        aggregation="sequence",
+        advantage="source_over_other",
+    )
+    group = make_group(group_id="g", scores=(1.0, 1.0), answers=[(7, 8, 9), (7, 8)])
+    expert, own = group.trajectories
+    groups = [replace(group, trajectories=(replace(expert, source=Source.EXPERT, versions=None), own))]
+    objective = Objective([term])
+    columns = pack(objective.plan(groups), groups, logprobs=F.PI, reference_logprobs=F.REF)
+    loss, _ = objective.loss(columns, 0)
+    assert loss.item() == pytest.approx(0.703197, abs=6e-7)
+    choosy = term.model_copy(update={"advantage_options": {"reject_below": 1.0}})
+    plan = Objective([choosy]).plan(groups).terms[0]
+    assert [bool(mask.any()) for mask in plan.mask] == [True, False]
+
+
+def test_a_second_source_needs_a_loss_that_compares():
+    with pytest.raises(ValueError, match="against='live' puts answers of two sources side by side"):
+        Term(loss=PolicyGradient(), source="expert", against="live")
+    with pytest.raises(ValueError, match="name another source"):
+        Term(loss=PairwisePreference(), against="live")

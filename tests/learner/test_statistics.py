@@ -199,6 +199,15 @@ def test_only_unlikely_bad_tokens_near_the_largest_are_protected():
     assert np.isnan(statistics.low_probability(mine, 0, share=0.2, min_ratio=0.02)["proxy_logprobs"]).all()
 
 
+def test_the_reference_point_is_the_mean_over_sequences():
+    """The fixture's sums of log-ratios to the reference are .2 and .4."""
+    mine = tokens(reference_logprobs=F.REF.numpy())
+    assert statistics.prospect_point(mine, 0, reference_point=None)["point"] == pytest.approx(np.full(5, 0.3))
+    worse = tokens(reference_logprobs=F.REF.numpy() + 1.0)
+    assert statistics.prospect_point(worse, 0, reference_point=None)["point"].tolist() == [0.0] * 5
+    assert statistics.prospect_point(mine, 0, reference_point=0.05)["point"].tolist() == [0.05] * 5
+
+
 def test_measures_of_the_vocabulary():
     hidden, weight = torch.randn(7, 5), 3 * torch.randn(11, 5)
     probabilities = (hidden @ weight.T / 0.7).double().softmax(1)

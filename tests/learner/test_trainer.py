@@ -81,6 +81,7 @@ def test_report_counts_tokens(tiny_folder):
     assert report.num_trained_tokens == 20
     assert report.num_logical_tokens == sum(g.num_tokens for g in groups) == 76
     assert report.num_tokens == 72
+    assert report.num_flop == 72 * 6 * sum(weight.numel() for weight in trainer.policy.parameters())
     assert not report.shared_prefixes
     assert set(report.seconds) == {"plan", "collate", "forward", "backward", "optimizer"}
     assert make_trainer(tiny_folder).step(groups, 0).num_tokens < 60

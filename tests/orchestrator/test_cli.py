@@ -301,6 +301,16 @@ class TestAfterARun:
         assert result["num_tasks"] == 4
         assert 0 <= result["pass_at"]["1"]["value"] <= result["pass_at"]["3"]["value"] <= 1
 
+    def test_eval_keeps_what_it_has_found(self, braid, monkeypatch):
+        ask = ("eval", "first", "--num-tasks", "2", "--out", "found", "--majority", "whole")
+        code, out, _ = braid(*ask)
+        assert code == 0
+        assert "maj@1" in out
+        assert Path("found/report.html").read_text().count("first · all") == 1
+        monkeypatch.setattr("orchestrator.evaluate_model.answer_tasks", None)  # a known cell asks no model again
+        assert braid(*ask)[:2] == (0, out)
+        assert "names no component" in braid(*ask, "--reasoning", "logic")[2]
+
     def test_the_same_name_again_is_refused(self, braid):
         code, _, err = braid("train", "./own_task.py", "--local", "--name", "first")
         assert code == 2

@@ -5,12 +5,13 @@ import sys
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import actors.config
 import learner.config
+import learner.losses.config
 import orchestrator.config
 import rewards.config
 from actors.config import ReplayConfig, RolloutConfig, WeightsConfig
@@ -18,7 +19,7 @@ from learner.config import ClippedSurrogate, EntropyBonus, KLToReference, Negati
 from orchestrator.config import CheckpointConfig, EvaluationConfig, RunConfig
 from rewards.config import Section, TaskConfig
 
-MODULES = (rewards.config, learner.config, actors.config, orchestrator.config)
+MODULES = (rewards.config, learner.config, learner.losses.config, actors.config, orchestrator.config)
 RECIPES = ("arithmetic_demo", "chord_mu", "chord_phi", "dapo", "grpo", "sft", "sft_then_rl")
 
 LIVE = Term(loss=ClippedSurrogate())
@@ -45,7 +46,14 @@ def test_every_setting_is_documented(section):
 @pytest.mark.parametrize("section", sections())
 def test_defaults_are_valid_and_survive_json(section):
     required = {name for name, field in section.model_fields.items() if field.is_required()}
-    values = {"terms": (LIVE,), "loss": ClippedSurrogate(), "verifier": "final_number"}
+    values = {
+        "terms": (LIVE,),
+        "loss": ClippedSurrogate(),
+        "verifier": "final_number",
+        "draws": 2,
+        "miss_reward": 0.0,
+        "model": "m",
+    }
     config = section(**{name: values[name] for name in required})
     assert section.model_validate_json(config.model_dump_json()) == config
 
@@ -63,6 +71,7 @@ class TestRoundTrip:
         assert json.loads(config.model_dump_json())["replay"]["quotas"] == {"expert": "1/3"}
         assert RunConfig.model_validate_json(config.model_dump_json()).replay.quotas == {"expert": Fraction(1, 3)}
 
+    @settings(deadline=None)
     @given(
         st.integers(1, 64),
         st.integers(0, 9),
@@ -153,6 +162,17 @@ class TestChecksThatSpanSections:
             make_run(rollout=RolloutConfig(group_size=1))
         make_run(Term(loss=ClippedSurrogate(), advantage="score"), rollout=RolloutConfig(group_size=1))
         make_run(Term(loss=EntropyBonus()), rollout=RolloutConfig(group_size=1))
+
+    def test_greedy_answers_and_what_compares_with_them_go_together(self):
+        over_greedy, sampled = (
+            Term(loss=ClippedSurrogate(), advantage="over_greedy"),
+            RolloutConfig(greedy_baseline=True),
+        )
+        assert make_run(over_greedy, rollout=sampled).rollout.greedy_baseline
+        with pytest.raises(ValidationError, match=r"terms\[0\].advantage='over_greedy'.* set rollout.greedy_baseline"):
+            make_run(over_greedy)
+        with pytest.raises(ValidationError, match="no term has advantage='over_greedy'"):
+            make_run(rollout=sampled)
 
     def test_a_run_needs_a_term(self):
         with pytest.raises(ValidationError, match="terms"):

@@ -2,8 +2,8 @@ import pytest
 
 from actors.rollout_worker import EvaluatedTask, PinnedEvaluation
 from orchestrator.evaluation import summarise
+from rewards.combination import combine
 from rewards.config import RewardComponent, RewardConfig
-from rewards.rubric import combine
 from rewards.trajectory import PolicyVersion
 from rewards.verdict import Status, Verdict
 from rewards.wire import verdict_from_json, verdict_to_json

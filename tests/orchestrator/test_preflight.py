@@ -250,10 +250,10 @@ def test_sources_without_a_supplier():
     assert "nothing in this run supplies source 'teacher'" in problem
 
 
-def test_expert_text_has_neither_scores_nor_behaviour_logprobs():
+def test_expert_text_has_no_behaviour_logprobs():
     settings = ("replay.quotas.expert=1/4", "terms.1={loss: clipped_surrogate, source: expert}")
     (problem,) = source_problems(config(*settings))
-    assert "terms[1] (clipped_surrogate on 'expert') needs behavior_logprobs and scores" in problem
+    assert "terms[1] (clipped_surrogate on 'expert') needs behavior_logprobs, which" in problem
 
 
 def test_needs_that_no_box_supplies():
@@ -329,6 +329,17 @@ def test_an_expert_quota_that_the_tasks_cannot_fill():
         tasks(task(expert=(ExpertResponse(text="3"),))),
     )
     assert "1 expert groups x replay.max_uses.expert=2 are fewer than the 12 that 3 steps take" in problem
+
+
+def test_recorded_pairs_are_compared_and_not_imitated():
+    pair = tasks(task(expert=(ExpertResponse(text="3"), ExpertResponse(text="4", score=0.0))))
+    single = tasks(task(expert=(ExpertResponse(text="3"),)))
+    (problem,) = expert_problems(config(recipe="chord_mu"), pair)
+    assert "would imitate the rejected answers too that 1 training tasks hold" in problem
+    (problem,) = expert_problems(config(recipe="dpo_recorded"), single)
+    assert "compares expert answers, but all of them count 1" in problem
+    assert not list(expert_problems(config(recipe="dpo_recorded"), pair))
+    assert not list(source_problems(config(recipe="dpo_recorded")))
 
 
 def test_evaluations_of_nothing():

@@ -1,6 +1,7 @@
 """`braid trace` over the folder of a real run in this process."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -62,8 +63,23 @@ def test_a_trained_group_is_told_from_its_ticket_to_its_step(run_dir):
         "outcome  stored",
     ):
         assert word in text, text
-    assert "clip_fraction" in text
-    assert "ratio_mean" in text
+
+
+def test_ratio_and_clipped_share_are_of_the_one_sample(run_dir):
+    """Recomputed from what was committed: the first step's ratios are 1 up to the engine's rounding."""
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    (first, second) = [event for line in lines if (event := json.loads(line))["kind"] == "trained"]
+    assert list(first["groups"]) == events(run_dir, "replay", "leased")[0]["groups"]
+    for group_id, records in second["groups"].items():
+        assert len(records) == 4
+        told = trace_run(run_dir, f"{group_id}/2")
+        tokens, ratio, clipped = records[2]
+        assert [line for line in told if line.startswith("step 1")] == [
+            f"step 1   {group_id}/2: {tokens} tokens trained, ratio {ratio:.4g}, {clipped:.1%} clipped"
+        ]
+    assert all(
+        abs(ratio - 1) < 0.01 and clipped == 0 for members in first["groups"].values() for _, ratio, clipped in members
+    )
 
 
 def test_a_member_is_told_with_versions_context_and_verdict_while_its_block_lies_there(run_dir):

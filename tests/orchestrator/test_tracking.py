@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import socket
 import struct
 import threading
@@ -13,8 +14,8 @@ import pytest
 from orchestrator import tracking
 from orchestrator.config import TrackingConfig
 from orchestrator.run_log import read
-from orchestrator.tracking import RaySink, SinkWriter, Tracker, WandbSink, prometheus_name
-from rewards.telemetry import Report
+from orchestrator.tracking import RaySink, SinkWriter, Tracker, WandbSink, prometheus_name, series_name
+from rewards.telemetry import METRICS, Report
 
 
 def report(step=0, role="learner", **values) -> Report:
@@ -203,15 +204,17 @@ class FakeMetric:
     made: ClassVar[list[Any]] = []
 
     def __init__(self, name, description, tag_keys):
-        self.name, self.calls, self.tag_keys = name, [], tag_keys
+        self.name, self.calls, self.tag_keys, self.members = name, [], tag_keys, []
         FakeMetric.made.append(self)
 
     def set(self, value, tags):
         self.calls.append(("set", value, tags["role"]))
+        self.members.append(tags["name"])
 
     def inc(self, value, tags):
         assert value > 0  # Ray refuses others
         self.calls.append(("inc", value, tags["role"]))
+        self.members.append(tags["name"])
 
 
 def test_ray_gets_gauges_for_states_and_counters_for_what_grows(monkeypatch):
@@ -234,12 +237,50 @@ def test_ray_gets_gauges_for_states_and_counters_for_what_grows(monkeypatch):
             ("inc", 20.0, "rollout-0"),
         ],
     }
-    assert {metric.tag_keys for metric in FakeMetric.made} == {("role", "run")}
+    assert {metric.tag_keys for metric in FakeMetric.made} == {("role", "run", "name")}
 
 
-def test_names_for_prometheus_hold_letters_digits_and_underscores_only():
-    assert prometheus_name("term/live/clipped_surrogate#2/loss") == "braid_term_live_clipped_surrogate_2_loss"
-    assert prometheus_name("dropped/live/too_old/<=64 tokens") == "braid_dropped_live_too_old_64_tokens"
+def test_ray_gets_one_series_per_family_with_its_members_as_tags(monkeypatch):
+    monkeypatch.setattr(FakeMetric, "made", [])
+    sink = RaySink("run-1", SimpleNamespace(Counter=FakeMetric, Gauge=FakeMetric))
+    values = {
+        "term/live/clipped_surrogate#2/loss": 0.5,
+        "dropped/live/too_old/<=64 tokens": 3.0,
+        "accuracy": 0.5,
+        "accuracy/covered": 0.25,
+        "status/timeout": 4.0,
+        "groups_dropped_third": 1.0,
+    }
+    sink.write(Report(time=1.0, step=1, role="learner", values=values))
+    assert {metric.name: metric.members for metric in FakeMetric.made} == {
+        "braid_term_loss": ["live/clipped_surrogate#2"],
+        "braid_dropped": ["live/too_old/<=64 tokens"],
+        "braid_accuracy": ["", "covered"],
+        "braid_status": ["timeout"],
+        "braid_groups_dropped_by": ["third"],
+    }
+
+
+def test_gauges_of_steps_are_renewed_between_steps_and_those_of_silent_workers_are_not(monkeypatch):
+    monkeypatch.setattr(FakeMetric, "made", [])
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    sink = RaySink("run-1", SimpleNamespace(Counter=FakeMetric, Gauge=FakeMetric))
+    sink.write(report(1, loss=0.5, trained_tokens=10.0))
+    sink.write(report(1, role="rollout-0", policy_version=3.0))
+    for _ in range(4):
+        clock.now += tracking.RENEW_S / 2
+        sink.write(report(1, role="replay", held_bytes=1.0))
+    calls = {metric.name: len(metric.calls) for metric in FakeMetric.made}
+    assert calls == {"braid_loss": 3, "braid_trained_tokens": 1, "braid_policy_version": 1, "braid_held_bytes": 4}
+
+
+def test_rows_that_share_a_series_are_of_one_kind():
+    by_series: dict[str, set[tuple[str, str]]] = {}
+    for row, metric in METRICS.items():
+        assert re.fullmatch(r"ray_braid_[a-zA-Z0-9_]+", series_name(row))
+        by_series.setdefault(prometheus_name(row), set()).add((metric.unit, metric.reduction))
+    assert all(len(kinds) == 1 for kinds in by_series.values())
 
 
 def test_without_a_cluster_the_ray_sink_is_silent(tmp_path):
@@ -262,20 +303,22 @@ def test_prometheus_scrapes_the_numbers_of_a_run_from_ray(tmp_path):
         run_dir = tmp_path / "run-1"
         run_dir.mkdir()
         tracked = tracker(run_dir, "ray")
-        tracked.write("learner", {"loss": 0.125, "trained_tokens": 40.0}, step=1)
+        tracked.write("learner", {"loss": 0.125, "trained_tokens": 40.0, "term/live/x/loss": 2.0}, step=1)
         tracked.write("learner", {"trained_tokens": 2.0}, step=2)
         deadline = time.monotonic() + 90
         found: dict[str, float] = {}
-        while time.monotonic() < deadline and len(found) < 2:
+        wanted = {series_name(row) for row in ("loss", "trained_tokens", "term/*/loss")}
+        while time.monotonic() < deadline and found.keys() != wanted:
             time.sleep(1)
             text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
             for line in text.splitlines():
-                if line.startswith(("ray_braid_loss{", "ray_braid_trained_tokens")) and 'role="learner"' in line:
+                name = line.partition("{")[0]
+                if name in wanted and 'role="learner"' in line:
                     assert 'run="run-1"' in line
-                    found[line.partition("{")[0]] = float(line.rpartition(" ")[2])
+                    assert ('name="live/x"' in line) == (name == series_name("term/*/loss"))
+                    found[name] = float(line.rpartition(" ")[2])
         tracked.close()
         assert tracked.warnings == []
-        assert found.pop("ray_braid_loss") == 0.125
-        assert set(found.values()) == {42.0}
+        assert sorted(found.values()) == [0.125, 2.0, 42.0]
     finally:
         ray.shutdown()

@@ -40,7 +40,7 @@ def test_every_term_is_fed(name):
     config = load_run_config(name)
     supplied = set(config.replay.quotas) | ({"live"} if config.replay.live_share > 0 else set())
     spliced = donor_sources(config.rollout.rules)
-    assert {term.source for term in config.terms} == supplied | spliced
+    assert {source for term in config.terms for source in term.sources} == supplied | spliced
 
 
 DATA_METHODS = [
@@ -79,6 +79,12 @@ DATA_METHODS = [
     "demo_removed",
     "signal_priority",
     "dapo_band",
+    "ttrl",
+    "ttrv",
+    "random_calculation",
+    "ssp",
+    "rlpt",
+    "ra3",
 ]
 
 

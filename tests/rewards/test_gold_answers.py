@@ -155,6 +155,7 @@ def variables():
 
 
 GOLD = {
+    "close_number": lambda: numbers("It is {}."),
     "code": programs,
     "exact_match": texts,
     "final_number": lambda: numbers("It is {}."),
@@ -168,6 +169,7 @@ GOLD = {
     "point_in_box": lambda: boxes("point"),
     "reasoning_gym": reasoning,
     "regex_match": lambda: [(a, t, {"pattern": re.escape(a)}) for a, t, _ in texts()],
+    "self_play": lambda: numbers("It is {}."),
     "target_length": lambda: lengths(target_tokens=100, max_tokens=400),
     "tool_calls": calls,
     "variable_values": variables,

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewards.combination import combine
 from rewards.config import RewardComponent, RewardConfig
 from rewards.import_path import ImportPathError
-from rewards.rubric import Rubric, combine
+from rewards.rubric import Rubric
 from rewards.task import Task
 from rewards.verdict import FLOOR_STATUSES, UNSCORED_STATUSES, Status, Verdict
 

@@ -12,6 +12,7 @@ from rewards.statistics import (
     cot_pass_at_k,
     majority_at_k,
     mean,
+    mean_difference,
     pass_at_k,
     settled,
     wilson_interval,
@@ -154,3 +155,13 @@ def test_estimates():
     average = mean([0.0, 1.0, 1.0, 1.0], np.random.default_rng(0))
     assert (average.value, average.n) == (0.75, 4)
     assert average.low < 0.75 < average.high
+
+
+def test_difference_of_means_has_the_interval_of_two_independent_samples():
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.normal(1.0, 1.0, 400), rng.normal(0.0, 2.0, 100)
+    found = mean_difference(ours, theirs, rng)
+    analytic = math.sqrt(ours.var() / 400 + theirs.var() / 100)
+    assert found.value == pytest.approx(ours.mean() - theirs.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * analytic, rel=0.05)
+    assert found.n == 100

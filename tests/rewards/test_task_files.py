@@ -13,6 +13,7 @@ from rewards.task_files import read_tasks
 from rewards.tasks import load_tasks
 from rewards.verdict import Status
 from rewards.verifiers.final_number import final_number, reference_number
+from rewards.wire import task_from_json, task_to_json
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
@@ -73,6 +74,14 @@ class TestFormats:
         (task,) = read_tasks(write(row(response="2", logprobs=[-0.5, None]), name=name))
         assert task.expert[0].logprobs[0] == -0.5
         assert math.isnan(task.expert[0].logprobs[1])
+
+    def test_a_preference_pair(self, write, name):
+        path = write(row(chosen="2", rejected=["3", "4"]), name=name)
+        (task,) = read_tasks(path, response_column="chosen", rejected_column="rejected")
+        assert [(e.text, e.score) for e in task.expert] == [("2", 1.0), ("3", 0.0), ("4", 0.0)]
+        assert not {"chosen", "rejected"} & set(task.metadata)
+        assert not read_tasks(path)[0].expert  # nobody asked for them
+        assert task_from_json(task_to_json(task)) == task
 
     def test_rows_without_responses_stand_beside_rows_with_them(self, write, name):
         rows = row(response="2", logprobs=[-0.5]), row(prompt="2?", response=None, logprobs=None)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rewards.config import TaskConfig
 from rewards.import_path import ImportPathError
 from rewards.task import Task, TaskSet
-from rewards.tasks import TaskError, load_tasks, problem_id, split
+from rewards.tasks import TaskError, decontaminated, load_tasks, problem_id, split
 
 
 def make_tasks(num, prompt="question {}"):
@@ -222,3 +222,15 @@ def test_an_unknown_source_suggests_the_nearest():
 
 def test_a_chat_message_makes_the_same_prompt_as_its_text():
     assert TaskSet(train=(Task(task_id="a", prompt="x"),)).train[0].messages == ({"role": "user", "content": "x"},)
+
+
+def test_a_training_prompt_that_shares_a_stretch_of_words_with_an_evaluation_prompt_is_left_out():
+    words = [f"w{i}" for i in range(40)]
+    shared, short = " ".join(["a", *words[:32], "b"]), " ".join(["c", *words[:31], "d"])
+    tasks = TaskSet(
+        train=(Task(task_id="32", prompt=shared.upper()), Task(task_id="31", prompt=short)),
+        heldout=(Task(task_id="h", prompt=" ".join(words)),),
+    )
+    assert [task.task_id for task in decontaminated(tasks, 32).train] == ["31"]
+    assert [task.task_id for task in decontaminated(tasks, 31).train] == []
+    assert decontaminated(tasks, 32).heldout == tasks.heldout

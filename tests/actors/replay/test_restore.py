@@ -54,7 +54,8 @@ def test_a_snapshot_restores_what_the_whole_journal_does(tmp_path):
     (tmp_path / "b" / "snapshot.json").unlink()
     by_snapshot, by_journal = (mixed_core(tmp_path / name) for name in "ab")
     assert by_snapshot.state.to_json() == by_journal.state.to_json()
-    assert by_snapshot.state.payloads == by_journal.state.payloads
+    held = {name: by_journal.state.payloads.get(name) for name in by_journal.state.payloads}
+    assert {name: by_snapshot.state.payloads.get(name) for name in by_snapshot.state.payloads} == held
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
