@@ -179,6 +179,7 @@ def make_rollout_worker(spec: RunSpec, worker_id: str, ports: RolloutPorts) -> R
         ports,
         seed=spec.seed,
         cues={str(kind): cue for kind, cue in spec.guidance.cues.items()},
+        weights_timeout_s=spec.replay.ticket_timeout_s,
     )
 
 

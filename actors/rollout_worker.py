@@ -96,10 +96,11 @@ class RolloutWorker:
         *,
         seed: int,
         cues: Mapping[str, str] | None = None,
+        weights_timeout_s: float = 600.0,
     ) -> None:
         self._id, self._config, self._weights_config = worker_id, config, weights
         self._engine, self._renderer, self._finisher, self._ports = engine, renderer, finisher, ports
-        self._seed = seed
+        self._seed, self._weights_timeout_s = seed, weights_timeout_s
         self._base_model = Path()
         self._active: WeightUpdate | None = None
         self._active_lease: ReadLease | None = None
@@ -227,10 +228,20 @@ class RolloutWorker:
                 await self._activate(update)
 
     async def _wait_for_step(self, min_step: int) -> None:
+        """Raises StalledError when no weights with that many committed steps became active in time."""
         began = time.monotonic()
-        async with self._activated:
-            await self._activated.wait_for(lambda: self._active is not None and self._active.step >= min_step)
-        self._seconds["weights_wait_s"] += time.monotonic() - began
+        try:
+            async with asyncio.timeout(self._weights_timeout_s), self._activated:
+                await self._activated.wait_for(lambda: self._active is not None and self._active.step >= min_step)
+        except TimeoutError as error:
+            step = None if self._active is None else self._active.step
+            raise StalledError(
+                f"{self._id} waited {self._weights_timeout_s:g} s for weights with {min_step} committed steps; those "
+                f"it runs have {step}. Its ticket has expired meanwhile: look at why the learner publishes nothing, or "
+                "raise replay.ticket_timeout_s if its steps take that long."
+            ) from error
+        finally:
+            self._seconds["weights_wait_s"] += time.monotonic() - began
 
     # -- sampling -----------------------------------------------------------------------------------------------
 

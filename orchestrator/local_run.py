@@ -47,11 +47,14 @@ async def run_local(
     spec = make_spec(config, files, resolve_model(config.model), incarnation)
     recorder = RunRecorder(files.root, Tracker(config.tracking, files.root), num_steps=config.num_steps)
     tasks = tasks or load_tasks(config.tasks)
+    parts = None
     try:
         parts = await build_local_parts(config, spec, files, tasks, recorder)
         restore = newest_restore_point(files.checkpoints) if resume else None
         return await Conductor(config, files.root, parts, recorder).run(restore)
     finally:
+        if parts is not None:
+            await parts.learners.end()  # a version that is still being written would lie there again
         remove_versions(Path(spec.weights_dir))
 
 
