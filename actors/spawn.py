@@ -19,8 +19,9 @@ from actors.assembly import RunSpec
 from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker, RankPort
 from actors.pools import ScorePool
 from actors.replay.cache import ReplayCache
-from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.coordinator import ReplayCoordinator
 from actors.replay.shard import ReplayShard, ShardPort
+from actors.replay.sharded import ShardedReplay
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.run_checkpoint import RunCheckpointer
@@ -52,6 +53,8 @@ class ActorPort:
 
     def __init__(self, handle: Any, *, name: str | None = None, namespace: str | None = None) -> None:
         self._handle, self._name, self._namespace = handle, name, namespace
+        self._first = handle
+        """Kept although another holder of the name may have taken over: an actor dies with its creator's handle."""
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         if method.startswith("_"):
@@ -107,10 +110,15 @@ class ReplayShardActor(ReplayShard):
 
 
 class ReplayCoordinatorActor(ReplayCoordinator):
-    """The coordinator of all shards in a process of its own; sums the shards when restarted."""
+    """The coordinator of all shards in a process of its own; sums the shards when restarted.
 
-    def __init__(self, spec: RunSpec, shards: Sequence[Any]) -> None:
-        super().__init__(spec.replay, shards)
+    It finds them by name: Ray cannot restart an actor whose handles to others were arguments that went out of scope.
+    """
+
+    def __init__(self, spec: RunSpec, namespace: str) -> None:
+        names = [_shard_name(shard) for shard in range(spec.replay.num_shards)]
+        shards = [ActorPort(ray.get_actor(name, namespace), name=name, namespace=namespace) for name in names]
+        super().__init__(spec.replay, cast(Sequence[ShardPort], shards))
 
 
 class TaskFeedActor(TaskFeed):
@@ -270,15 +278,16 @@ class RemoteLeader:
 
 
 def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort | ShardedReplay:
-    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember."""
+    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember, and calls
+    to them wait until they are back."""
     if spec.replay.num_shards == 1:
         return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
     shards = [
-        _named(ReplayShardActor, f"replay-shard-{shard}", namespace, spec, shard, max_restarts=-1, **_only_on(node))
+        _named(ReplayShardActor, _shard_name(shard), namespace, spec, shard, restarts=True, **_only_on(node))
         for shard in range(spec.replay.num_shards)
     ]
-    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, shards, max_restarts=-1, **_only_on(node))
-    return ShardedReplay(coordinator, cast(Sequence[ShardPort], shards))
+    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, namespace, restarts=True, **_only_on(node))
+    return ShardedReplay(cast(ReplayCoordinator, coordinator), cast(Sequence[ShardPort], shards))
 
 
 def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task], node: str) -> ActorPort:
@@ -344,7 +353,7 @@ async def place_learner(spec: RunSpec, namespace: str, num_gpus_per_rank: float 
     return LearnerGroup(spec, ranks, await ranks[0].node.remote())
 
 
-async def preload_experts(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
+async def preload_frozen(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
     """Puts frozen groups into the cache in calls of bounded size."""
     for start in range(0, len(groups), chunk):
         await replay.preload(list(groups[start : start + chunk]))
@@ -372,17 +381,22 @@ def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
     )
 
 
+def _shard_name(shard: int) -> str:
+    return f"replay-shard-{shard}"
+
+
 def nodes_for(role: str, spec: RunSpec) -> dict[str, Any]:
     """Ray's option that keeps processes of a role on its nodes; none where the run lets them go anywhere."""
     return {"label_selector": {ROLE_LABEL: role}} if spec.pin_roles else {}
 
 
-def _named(cls: type, name: str, namespace: str, *args: Any, max_restarts: int = 0, **where: Any) -> ActorPort:
+def _named(cls: type, name: str, namespace: str, *args: Any, restarts: bool = False, **where: Any) -> ActorPort:
     actor = ray.remote(cls).options(
         name=name,
         namespace=namespace,
         num_cpus=0,
-        max_restarts=max_restarts,
+        max_restarts=-1 if restarts else 0,
+        max_task_retries=-1 if restarts else 0,
         runtime_env={"env_vars": _threads(1)},
         **where,
     )

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import ray
 
-from actors.assembly import RunSpec, expert_groups, make_renderer
+from actors.assembly import RunSpec, frozen_groups
 from actors.engines.protocol import EngineError
 from actors.run_checkpoint import newest_restore_point
 from actors.spawn import (
@@ -22,7 +22,7 @@ from actors.spawn import (
     ActorPort,
     Boxes,
     place_learner,
-    preload_experts,
+    preload_frozen,
     spawn_replay,
     spawn_reward_workers,
     spawn_rollout_worker,
@@ -113,9 +113,7 @@ class RunSupervisor:
         )
         rollouts = self._rollouts = ClusterRollouts(spec, namespace, boxes)
         rollouts.spawn_ahead([f"rollout-{i}" for i in range(spec.rollout.num_workers)])
-        if "expert" in spec.replay.quotas:
-            groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
-            await preload_experts(replay, groups)
+        await preload_frozen(replay, await asyncio.to_thread(lambda: list(frozen_groups(spec, tasks.train))))
         leader = await learner.start(boxes)
         return RunParts(
             model_path=spec.model_path,

@@ -30,6 +30,8 @@ MAY_BE_SILENT = {
     "dropped/*",  # only when a group is refused or evicted
     "watch/agreement",  # only with a held-out component
     "calls/*",  # only when a call is repeated or late
+    *(f"pool/*/{name}" for name in ("requests", "unreadable", "service_faults", "timeouts", "tokens", "batches")),
+    # only where a model judges
 }
 
 

@@ -11,8 +11,9 @@ from actors.config import ReplayConfig
 from actors.ports import RunFinished, StaleEpochError, StalledError
 from actors.replay import coordinator
 from actors.replay.config import TableConfig
-from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.coordinator import ReplayCoordinator
 from actors.replay.shard import ReplayShard, ShardPort, shard_of_id
+from actors.replay.sharded import ShardedReplay
 from orchestrator.audit import audit_run
 from rewards.trajectory import PolicyVersion
 from tests.actors.replay.drivers import expert, live
