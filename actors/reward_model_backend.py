@@ -16,7 +16,7 @@ from learner.reward_model import RewardModel, TooLongError
 from rewards.combination import Parts
 from rewards.config import RewardConfig
 from rewards.judges.config import ScalarModel
-from rewards.judges.prompts import is_empty
+from rewards.judges.prompts import judged_part
 from rewards.judges.table import check_judges
 from rewards.task import Task
 from rewards.verdict import Status, Verdict
@@ -43,7 +43,7 @@ class RewardModelBackend:
         self._lock = threading.Lock()
         self._is_closed = False
         self._num_scored = self._num_passes = 0
-        self._busy_s = 0.0
+        self._service_s = 0.0
 
     @property
     def version(self) -> str:
@@ -73,7 +73,8 @@ class RewardModelBackend:
         return [{} for _ in answers]
 
     async def _verdict(self, answer: str, task: Task) -> Verdict:
-        if is_empty(answer):
+        part = judged_part(answer, think_tag=self._service.think_tag, requires=None)
+        if part is None:
             return Verdict.floor(Status.NO_ANSWER)
         if self._service.with_reference and task.reference is None:
             return Verdict.unscored(Status.INVALID_GOLD, extras={"error": "the model reads the task's reference"})
@@ -82,7 +83,7 @@ class RewardModelBackend:
             await self.start()
             assert self._model is not None
             reference = task.reference if self._service.with_reference else None
-            ids = await asyncio.to_thread(self._model.encode, task.messages, answer, reference)
+            ids = await asyncio.to_thread(self._model.encode, task.messages, part, reference)
             async with asyncio.timeout(self._service.total_timeout_s):
                 score = await self._score(ids)
         except TooLongError as error:
@@ -118,7 +119,7 @@ class RewardModelBackend:
         assert self._model is not None
         began = time.monotonic()
         logits = self._model.scores(sequences, batch_tokens=self._service.batch_tokens)
-        self._busy_s += time.monotonic() - began
+        self._service_s += time.monotonic() - began
         self._num_scored += len(sequences)
         self._num_passes += 1
         if self._service.squash == "sigmoid":
@@ -131,9 +132,9 @@ class RewardModelBackend:
     def stats(self) -> Mapping[str, float]:
         """Answers scored, batches they came in, seconds of the model, and answers that wait."""
         return {
-            "scored": self._num_scored,
+            "judged": self._num_scored,
             "batches": self._num_passes,
-            "busy_s": self._busy_s,
+            "service_s": self._service_s,
             "queued": len(self._waiting),
         }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learner.config import OptimizerConfig
 from learner.losses.reward import bradley_terry
-from learner.optimizer import make_optimizer
+from learner.optimizer import apply_gradients, make_optimizer, why_not_finite
 from learner.reward_model import RewardModel, TooLongError, length_batches
 from rewards.config import Section
 from rewards.preference_statistics import RankingAccuracy, brier_score, expected_calibration_error, pair_accuracy
@@ -137,12 +137,12 @@ class RewardTrainer:
             loss += float(output.loss.detach())
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm))
-        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        skipped = why_not_finite(loss, norm) is not None
         if not skipped:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
+            apply_gradients(
+                optimizer, learning_rate=learning_rate, grad_norm=norm, max_grad_norm=settings.max_grad_norm
+            )
         report = RewardStep(self.steps_done, loss, norm, learning_rate, skipped, metrics)
         self.steps_done += not skipped
         return report

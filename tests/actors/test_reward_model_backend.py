@@ -46,8 +46,10 @@ def test_answers_that_wait_are_scored_together_and_as_alone(folder):
     assert [v.score for v in verdicts[:3]] == pytest.approx(expected, abs=1e-5)
     assert verdicts[3].score == verdicts[0].score
     assert verdicts[4].status is Status.NO_ANSWER
-    assert stats["pool/default/scored"] == 3
+    assert stats["pool/default/judged"] == 3
     (squashed,), _ = score(reward(folder, squash="sigmoid", with_reference=True), ["5"])
+    thoughts, _ = score(reward(folder, think_tag="think"), ["<think>It is six.</think> 5", "<think>5"])
+    assert (thoughts[0].score, thoughts[1].status) == (pytest.approx(expected[0], abs=1e-5), Status.NO_ANSWER)
     assert 0 < squashed.score < 1
     assert squashed.score != verdicts[0].score
 
