@@ -371,6 +371,8 @@ class LearnerWorker:
         if scores:
             values["reward_mean"] = sum(scores) / len(scores)
             values["answer_tokens_mean"] = sum(t.num_sampled_tokens for t in live) / len(live)
+        if report.reset:
+            values["resets"] = 1.0
         if ages:
             values["policy_age_mean"] = sum(ages) / len(ages)
             values["policy_age_max"] = float(max(ages))
