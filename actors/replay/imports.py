@@ -67,8 +67,7 @@ def check_needs(group: Group, needs: Container[str], path: str) -> None:
     if lacking:
         raise ImportedDataError(
             f"replay.imports: group {group.group_id} of {path} has no {' and no '.join(lacking)}, which a term on "
-            f"source {group.source.value!r} needs. Import data that has them, or train on it with a loss that does "
-            "without."
+            f"source {group.source.value!r} needs. Import data that has them, or use a loss that does without."
         )
 
 

@@ -86,6 +86,7 @@ DATA_METHODS = [
     "rlpt",
     "ra3",
     "deepsearch",
+    "pi_distill",
 ]
 
 
