@@ -361,6 +361,7 @@ class LearnerWorker:
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
             "skipped_steps": float(report.skipped),
+            "resets": float(report.reset),
             "lease_wait_s": lease.waited_s,
             "train_s": train_s,
             "trained_tokens": float(report.num_trained_tokens),
@@ -372,8 +373,6 @@ class LearnerWorker:
         if scores:
             values["reward_mean"] = sum(scores) / len(scores)
             values["answer_tokens_mean"] = sum(t.num_sampled_tokens for t in live) / len(live)
-        if report.reset:
-            values["resets"] = 1.0
         if ages:
             values["policy_age_mean"] = sum(ages) / len(ages)
             values["policy_age_max"] = float(max(ages))
