@@ -72,6 +72,7 @@ METRICS: dict[str, Metric] = {
     "computed_tokens": Metric("tokens", "sum", "Tokens the model computed; shared prompts count once."),
     "model_flop": Metric("FLOP", "sum", "Arithmetic of the weights on those tokens; without attention."),
     "train_phase/*_s": Metric("s", "sum", "Time of one phase of the optimizer step on rank 0."),
+    "resets": Metric("1", "sum", "Steps that began with a reset of reference or optimizer."),
     "term/*/loss": Metric("1", "last", "Value of this term before its weight."),
     "term/*/weight": Metric("1", "last", "Weight of this term at this step."),
     "term/*/num_tokens": Metric("tokens", "sum", "Tokens this term is normalised by."),
