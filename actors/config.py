@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from actors.replay.config import ImportConfig, TableConfig
+from actors.search.config import SearchConfig
 from rewards.config import Section, SourceName
 
 
@@ -92,6 +93,8 @@ class RolloutConfig(Section):
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
     likelihood: LikelihoodConfig | None = None
     """Adds the likelihood gain of the reference to each score; None pays for what the verifiers say alone."""
+    search: SearchConfig | None = None
+    """Answers hard prompts by a search over segments; None answers all of them independently."""
     drop_greedily_solved: bool = False
     """Each task is answered greedily first, and dropped when that answer is right (SELF)."""
     greedy_baseline: bool = False

@@ -81,7 +81,7 @@ def preflight(config: RunConfig, available: Available | None = None, *, trains: 
         *reward_problems(config),
     ]
     if trains:
-        problems += [*source_problems(config), *rule_problems(config)]
+        problems += [*source_problems(config), *unread_problems(config), *rule_problems(config)]
     tasks = _attempt(lambda: _load_tasks(config), problems)
     model_path = _attempt(lambda: _resolve_model(config), problems)
     if tasks is not None:
@@ -298,6 +298,21 @@ def source_problems(config: RunConfig) -> Iterator[str]:
                 f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}, which nothing in "
                 f"this run supplies for that source: use another loss, or source 'live'"
             )
+
+
+def unread_problems(config: RunConfig) -> Iterator[str]:
+    """Models beside the policy that no term reads, so that they would be paid for and change nothing."""
+    learner, needs = config.learner, frozenset().union(*(term.needs for term in config.terms))
+    reads_values = "values" in needs
+    if learner.critic is not None and not reads_values:
+        yield "learner.critic is set, but no term reads values: set a term's advantage to 'gae' or 'v_trace'"
+    if learner.teacher is not None and not needs & {"teacher_logprobs", "divergence"}:
+        yield (
+            "learner.teacher is set, but no term reads it: add on_policy_distillation or teacher_divergence, or drop it"
+        )
+    reads_reference = learner.critic is not None and reads_values and learner.critic.reads_reference
+    if learner.reference.model is not None and "reference_logprobs" not in needs and not reads_reference:
+        yield "learner.reference.model is set, but no term reads the reference: add kl_to_reference, or drop it"
 
 
 def companion_problems(config: RunConfig, model_path: Path) -> Iterator[str]:
