@@ -30,7 +30,7 @@ from actors.samplers.order import make_order
 from actors.task_feed import TaskFeed
 from actors.weights import WeightStore
 from learner.config import LearnerConfig, Term
-from rewards.config import RewardConfig
+from rewards.config import RewardConfig, TaskConfig
 from rewards.task import Task
 from rewards.trajectory import Group
 
@@ -62,6 +62,7 @@ class RunSpec:
     learner: LearnerConfig
     weights: WeightsConfig
     reward: RewardConfig
+    tasks: TaskConfig
     system_prompt: str | None
     num_steps: int
     max_minutes: float | None
@@ -130,7 +131,8 @@ def make_renderer(spec: RunSpec) -> Renderer:
 
 def make_replay(spec: RunSpec) -> ReplayCache | ShardedReplay:
     if spec.replay.num_shards == 1:
-        return ReplayCache(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+        directory = spec.directory / "replay"
+        return ReplayCache(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
     shards = [make_replay_shard(spec, shard) for shard in range(spec.replay.num_shards)]
     return ShardedReplay(ReplayCoordinator(spec.replay, shards), shards)
 
@@ -179,6 +181,7 @@ def make_rollout_worker(spec: RunSpec, worker_id: str, ports: RolloutPorts) -> R
         ports,
         seed=spec.seed,
         cues={str(kind): cue for kind, cue in spec.guidance.cues.items()},
+        weights_timeout_s=spec.replay.ticket_timeout_s,
     )
 
 

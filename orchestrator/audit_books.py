@@ -117,7 +117,8 @@ class AuditBooks:
 
     def _on_opened(self, event: Mapping[str, Any]) -> None:
         self.max_age, self.groups_per_update, self.epoch = event["max_age"], event["groups_per_update"], event["epoch"]
-        self._void("restart")
+        if not event.get("in_place"):
+            self._void("restart")
 
     def _on_version(self, event: Mapping[str, Any]) -> None:
         version, step = event["version"], event["step"]

@@ -234,10 +234,15 @@ def stop(args: Namespace) -> int:
 
 
 def scale(args: Namespace) -> int:
-    """More or fewer rollout workers for a run that trains."""
-    role, _, number = args.size.partition("=")
-    if role != "rollout" or not number.isdecimal():
-        raise CommandError(f"{args.size!r} is not a size a run can be given: write rollout=N with a whole number N")
+    """More or fewer workers for a run that trains."""
+    sizes: dict[str, int] = {}
+    for size in args.size:
+        role, _, number = size.partition("=")
+        if role not in ("rollout", "reward") or not number.isdecimal():
+            raise CommandError(
+                f"{size!r} is not a size a run can be given: write rollout=N or reward=N with a whole number N"
+            )
+        sizes[role] = int(number)
     run_dir = find_run(args.run, args.runs)
     for_the_cluster_of(run_dir)
     import ray
@@ -246,7 +251,7 @@ def scale(args: Namespace) -> int:
     from orchestrator.launch import scale_run
 
     try:
-        print(scale_run(run_dir, rollout=int(number)))
+        print(scale_run(run_dir, sizes))
     except FleetSizeError as error:
         raise CommandError(str(error)) from error
     except ConnectionError as error:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.config import ReplayConfig
 from actors.ports import RunFinished, StaleEpochError, StalledError, Ticket
+from actors.replay.books import remember
 from actors.replay.levels import Levels, admission, held_back, ready_within_rules, total
 from actors.replay.limiter import Admission
 from actors.replay.quotas import Composition, QuotaPlan, compose, shortage
@@ -64,20 +66,33 @@ class ReplayCoordinator:
         self._waits: dict[str, Callable[[], str]] = {}
         self._num_in_line = 0
         self._finished = False
+        self._lives: Counter[str] = Counter()
+        """How often each worker was released: requests of its earlier lives are void."""
+        self._served: OrderedDict[str, Ticket] = OrderedDict()
+        """Tickets by the key of their request."""
 
     # -- workers --------------------------------------------------------------------------------------------------
 
-    async def take_ticket(self, worker_id: str, group_size: int) -> Ticket:
-        """Waits for admission, in turn. Raises StalledError at the deadline, RunFinished at the end."""
+    async def take_ticket(self, worker_id: str, group_size: int, key: str = "") -> Ticket:
+        """Waits for admission, in turn; a key that this coordinator has served gives the same ticket again. Raises
+        StalledError at the deadline, RunFinished at the end."""
         await self._begin()
+        if key in self._served:
+            return self._served[key]
+        life = self._lives[worker_id]
         self._num_in_line += 1
         self._waits[worker_id] = lambda: self._admission().reason
         try:
             async with asyncio.timeout(self._config.wait_timeout_s), self._line:
                 while (due := self._admission().due) is None or self._finished:
                     self._check_goes_on()
+                    self._check_lives(worker_id, life)
                     await self._until_change()
-                return await _whole(self._issue(worker_id, group_size, due), self._unwanted)
+                self._check_lives(worker_id, life)
+                ticket = await _whole(self._issue(worker_id, group_size, due), self._unwanted)
+                if key:
+                    remember(self._served, key, ticket)
+                return ticket
         except TimeoutError as error:
             raise self._stalled(worker_id, self._admission().reason) from error
         finally:
@@ -90,7 +105,10 @@ class ReplayCoordinator:
         self._note(shard, await self._shards[shard].return_ticket(ticket_id, reason))
 
     async def release_worker(self, worker_id: str) -> None:
-        """Whoever had this name is gone: its tickets come back at once."""
+        """Whoever had this name is gone: its tickets come back at once, and its requests that still wait are given
+        up, or the next tickets would go to nobody."""
+        self._lives[worker_id] += 1
+        self._wake()
         await self._on_all(lambda shard: shard.release_worker(worker_id))
 
     async def note(self, shard: int, levels: Levels) -> None:
@@ -359,6 +377,10 @@ class ReplayCoordinator:
     def _check_goes_on(self) -> None:
         if self._finished:
             raise RunFinished("the run has ended")
+
+    def _check_lives(self, worker_id: str, life: int) -> None:
+        if self._lives[worker_id] != life:
+            raise StaleEpochError(f"{worker_id} was replaced while it waited for a ticket")
 
     def _stalled(self, name: str, reason: str) -> StalledError:
         return StalledError(f"{name} waited {self._config.wait_timeout_s:g} s: {reason}")

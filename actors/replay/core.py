@@ -32,12 +32,21 @@ class ReplayCore(Books):
     """
 
     def __init__(
-        self, config: ReplayConfig, *, seed: int = 0, log: ReplayLog | None = None, shard: int | None = None
+        self,
+        config: ReplayConfig,
+        *,
+        seed: int = 0,
+        log: ReplayLog | None = None,
+        shard: int | None = None,
+        incarnation: int | None = None,
+        now: float = 0.0,
     ) -> None:
-        """Restores what the log remembers; tickets and the lease of the process that wrote it are void.
+        """Restores what the log remembers.
 
         Args:
             shard: which share of the groups it keeps; None is all of them.
+            incarnation, now: see `Books`; without an incarnation tickets and the lease of the process that wrote the
+                log are void.
 
         Raises:
             CorruptLogError: its history is damaged.
@@ -47,16 +56,30 @@ class ReplayCore(Books):
         """Packed groups of the outstanding lease, which stay in memory until it ends."""
         self._prefix = "" if shard is None else f"s{shard}"
         """Of ticket ids, and so of the ids of live groups: they name the shard."""
-        super().__init__(config, seed=seed, log=log, shard=shard or 0)
+        super().__init__(config, seed=seed, log=log, shard=shard or 0, incarnation=incarnation, now=now)
+        for group_id in () if self.state.lease is None else self.state.lease.group_ids:
+            data = self.state.payloads.get(group_id)
+            assert data is not None  # just read back
+            self._batch_data[group_id] = data
 
     # -- tickets --------------------------------------------------------------------------------------------------
 
-    def take_ticket(self, worker_id: str, group_size: int, now: float) -> Ticket | None:
-        """A ticket, or None while admission refuses (`admission` says why)."""
-        due = self.admission().due
-        return None if due is None else self.issue(worker_id, group_size, due, now)
+    def take_ticket(self, worker_id: str, group_size: int, now: float, key: str = "") -> Ticket | None:
+        """A ticket, or None while admission refuses (`admission` says why).
 
-    def issue(self, worker_id: str, group_size: int, due: int, now: float) -> Ticket:
+        Args:
+            key: of the request; repeating it gives the same ticket while that is outstanding. Empty: none.
+        """
+        for ticket_id, row in self.state.tickets.items() if key else ():
+            if row.key == key:
+                self.calls["repeated_requests"] += 1
+                return Ticket(
+                    ticket_id=ticket_id, worker_id=row.worker_id, group_size=row.group_size, min_step=row.min_step
+                )
+        due = self.admission().due
+        return None if due is None else self.issue(worker_id, group_size, due, now, key)
+
+    def issue(self, worker_id: str, group_size: int, due: int, now: float, key: str = "") -> Ticket:
         """A ticket for a group that is due at this step, whatever admission says."""
         ticket = Ticket(
             ticket_id=f"{self._prefix}t{self.state.boot}-{self.state.counters['tickets_issued']}",
@@ -67,7 +90,7 @@ class ReplayCore(Books):
         self._record(
             {
                 "kind": "issued", "ticket": ticket.ticket_id, "worker": worker_id, "size": group_size,
-                "due": due, "min_step": ticket.min_step,
+                "due": due, "min_step": ticket.min_step, "key": key,
             }
         )  # fmt: skip
         self._ticket_deadlines[ticket.ticket_id] = now + self.config.ticket_timeout_s
@@ -277,7 +300,7 @@ class ReplayCore(Books):
         """The groups of the lease were trained on, except the dropped ones, which are evicted with their reason.
 
         Args:
-            measured: by group, what the learner saw of it (loss, ratio); the priority of its table is taken from it.
+            measured: by group, what the learner saw of it (ratio, clipped); the priority of its table is taken from it.
 
         Raises:
             StaleEpochError: the lease is not the outstanding one, so its groups may be trained on by someone else.

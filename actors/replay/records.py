@@ -10,9 +10,10 @@ from typing import Any
 Event = Mapping[str, Any]
 """One thing that happened, in JSON types; `kind` names it.
 
-    opened          boot, epoch, max_age, groups_per_update: a process began; the last one's lease and tickets are void
+    opened          boot, epoch, incarnation (start of the run), in_place, max_age, groups_per_update: a process began;
+                    unless it is in place of one of the same start, that one's lease and tickets are void
     version         version, step: weights with `step` committed steps have this policy version
-    issued          ticket, worker, size, due, min_step
+    issued          ticket, worker, size, due, min_step, key (of the request)
     returned        ticket, reason
     put             group, source, digest, ticket (null: preloaded), oldest (policy version; null: ageless), tokens,
                     budget (trainings; null: unlimited), blob (place of the packed block; null: memory only), bytes,
@@ -135,12 +136,13 @@ class Entry:
 
 @dataclass(slots=True, kw_only=True)
 class TicketRow:
-    """An outstanding right to generate one group, which is due at step `due`."""
+    """An outstanding right to generate one group, which is due at step `due`; `key` names the request it answers."""
 
     worker_id: str
     group_size: int
     due: int
     min_step: int
+    key: str = ""
 
 
 @dataclass(slots=True, kw_only=True)

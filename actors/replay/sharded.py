@@ -23,8 +23,8 @@ class ShardedReplay:
         """Both may be ports of actors."""
         self._coordinator, self._shards = coordinator, tuple(shards)
 
-    async def take_ticket(self, worker_id: str, group_size: int) -> Ticket:
-        return await self._coordinator.take_ticket(worker_id, group_size)
+    async def take_ticket(self, worker_id: str, group_size: int, key: str = "") -> Ticket:
+        return await self._coordinator.take_ticket(worker_id, group_size, key)
 
     async def return_ticket(self, ticket_id: str, reason: str) -> None:
         await self._coordinator.return_ticket(ticket_id, reason)

@@ -44,6 +44,8 @@ class ReplayState:
     def __init__(self, make_queue: Callable[[str], Table], payloads: Payloads) -> None:
         self._make_queue = make_queue
         self.boot = 0
+        self.incarnation = -1
+        """Start of the run that opened the state last; -1 when it did not say."""
         self.epoch = 0
         self.steps_committed = 0
         self.sealed_through = -1
@@ -132,14 +134,20 @@ class ReplayState:
 
     def _on_opened(self, event: Event) -> None:
         self.boot, self.epoch = event["boot"], event["epoch"]
-        self._take_all_back("restart")
+        self.incarnation = event.get("incarnation", -1)
+        if not event.get("in_place"):
+            self._take_all_back("restart")
 
     def _on_version(self, event: Event) -> None:
         self.versions[event["version"]] = event["step"]
 
     def _on_issued(self, event: Event) -> None:
         row = TicketRow(
-            worker_id=event["worker"], group_size=event["size"], due=event["due"], min_step=event["min_step"]
+            worker_id=event["worker"],
+            group_size=event["size"],
+            due=event["due"],
+            min_step=event["min_step"],
+            key=event.get("key", ""),
         )
         self.tickets[event["ticket"]] = row
         self.due[row.due] += 1
@@ -428,7 +436,7 @@ class ReplayState:
     def from_json(self, data: Mapping[str, Any]) -> None:
         """Fills a new instance."""
         for name in _SCALARS:
-            setattr(self, name, data[name])
+            setattr(self, name, data.get(name, getattr(self, name)))
         for name in _TABLES:
             table = getattr(self, name)
             number = name in ("versions", "ages")
@@ -450,7 +458,7 @@ class ReplayState:
 
 
 _ENTRY = tuple(field.name for field in fields(Entry))
-_SCALARS = ("boot", "epoch", "steps_committed", "sealed_through", "num_seals", "next_seq")
+_SCALARS = ("boot", "incarnation", "epoch", "steps_committed", "sealed_through", "num_seals", "next_seq")
 _TABLES = ("versions", "counters", "turns", "statuses", "ticket_fates", "drops", "ages", "top_priorities")
 
 
