@@ -18,10 +18,7 @@ def kepo() -> RunConfig:
     """
     return guided_run(
         "kepo",
-        rules=[
-            {"rule": "grow_failed", "num": 1, "max": 4, "context": {"kind": "hint", "amount": 0.75}},
-            "drop_constant",
-        ],
+        rules=[{"rule": "grow_failed", "num": 1, "max": 4, "context": {"kind": "hint", "amount": 0.75}}],
         terms=(ON_POLICY, Term(loss=OnPolicyDistillation(), members="right", weight=Schedule(start=0.1))),
         learner=_small.adam(1e-5).model_copy(update={"teacher": TEACHER}),
     )
