@@ -36,7 +36,7 @@ test-cluster: install
 test-vllm: install
 	$(PYTEST) -q -m "vllm and not gpu and not soak"
 
-# Hostile programs by the thousand; not part of `make test`.
+# Hostile programs and kills by the thousand, from BRAID_SEED on; not part of `make test`.
 soak: install
 	$(PYTEST) -q -s -m soak
 

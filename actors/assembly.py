@@ -18,8 +18,10 @@ from actors.learner_worker import LearnerPlan, LearnerRank
 from actors.model_store import resolve_model
 from actors.renderer import Renderer
 from actors.replay.cache import ReplayCache
-from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.coordinator import ReplayCoordinator
+from actors.replay.imports import check_needs, imported_groups
 from actors.replay.shard import ReplayShard
+from actors.replay.sharded import ShardedReplay
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.rules.config import donor_tables
@@ -28,7 +30,7 @@ from actors.samplers.order import make_order
 from actors.task_feed import TaskFeed
 from actors.weights import WeightStore
 from learner.config import LearnerConfig, Term
-from rewards.config import RewardConfig
+from rewards.config import RewardConfig, TaskConfig
 from rewards.task import Task
 from rewards.trajectory import Group
 
@@ -60,6 +62,7 @@ class RunSpec:
     learner: LearnerConfig
     weights: WeightsConfig
     reward: RewardConfig
+    tasks: TaskConfig
     system_prompt: str | None
     num_steps: int
     max_minutes: float | None
@@ -128,7 +131,8 @@ def make_renderer(spec: RunSpec) -> Renderer:
 
 def make_replay(spec: RunSpec) -> ReplayCache | ShardedReplay:
     if spec.replay.num_shards == 1:
-        return ReplayCache(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+        directory = spec.directory / "replay"
+        return ReplayCache(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
     shards = [make_replay_shard(spec, shard) for shard in range(spec.replay.num_shards)]
     return ShardedReplay(ReplayCoordinator(spec.replay, shards), shards)
 
@@ -177,6 +181,7 @@ def make_rollout_worker(spec: RunSpec, worker_id: str, ports: RolloutPorts) -> R
         ports,
         seed=spec.seed,
         cues={str(kind): cue for kind, cue in spec.guidance.cues.items()},
+        weights_timeout_s=spec.replay.ticket_timeout_s,
     )
 
 
@@ -220,6 +225,24 @@ def expert_groups(tasks: Sequence[Task], renderer: Renderer) -> Iterator[Group]:
         if task.expert:
             answers = [renderer.answer_ids(response.text) for response in task.expert]
             yield expert_group(task, renderer.prompt_ids(task.messages), answers)
+
+
+def frozen_groups(spec: RunSpec, tasks: Sequence[Task]) -> Iterator[Group]:
+    """All the replay cache is filled with before the run: expert responses of the tasks, and imports.
+
+    Raises:
+        ImportedDataError: an import cannot be read, or lacks what a term of its source needs.
+    """
+    if "expert" not in spec.replay.quotas and not spec.replay.imports:
+        return
+    renderer = make_renderer(spec)
+    if "expert" in spec.replay.quotas:
+        yield from expert_groups(tasks, renderer)
+    for entry in spec.replay.imports:
+        needs = frozenset(need for term in spec.terms if term.source == entry.source for need in term.needs)
+        for group in imported_groups(entry, renderer):
+            check_needs(group, needs, entry.path)
+            yield group
 
 
 def pin_to_cores(cores: str | None) -> None:

@@ -28,6 +28,7 @@ class _Lease:
     """One hand-out of the item `index`, which is the task at `position`.
 
     Attributes:
+        key: of the request it answers.
         lapsed: it ran out or its worker was released; an outcome that comes nevertheless is counted.
         fulfilled: another lease of the same item has finished, so this one need not be repeated.
     """
@@ -37,6 +38,7 @@ class _Lease:
     prompt_id: str
     attempt: int
     worker_id: str
+    key: str = ""
     lapsed: bool = False
     fulfilled: bool = False
 
@@ -89,7 +91,8 @@ class FeedState:
                 self.cursor += 1
             else:
                 self.pending_forks.remove(fork_number(position))
-        self.leases[event["lease"]] = _Lease(index, position, event["prompt"], attempt, event["worker"])
+        lease = _Lease(index, position, event["prompt"], attempt, event["worker"], event.get("key", ""))
+        self.leases[event["lease"]] = lease
         self.next_lease += 1
         self.counters["leased"] += 1
 

@@ -118,7 +118,9 @@ class BatchLease:
 
 
 class TaskPort(Protocol):
-    async def lease_task(self, worker_id: str) -> LeasedTask: ...
+    async def lease_task(self, worker_id: str, key: str = "") -> LeasedTask:
+        """A task to work on; repeating a key gives the same lease."""
+        ...
 
     async def finish_task(self, outcome: Outcome) -> None: ...
 
@@ -133,8 +135,9 @@ class ScorePort(Protocol):
 
 
 class RolloutReplayPort(Protocol):
-    async def take_ticket(self, worker_id: str, group_size: int) -> Ticket:
-        """Waits for admission. Raises StalledError at the deadline, RunFinished at the end."""
+    async def take_ticket(self, worker_id: str, group_size: int, key: str = "") -> Ticket:
+        """Waits for admission; repeating a key gives the same ticket. Raises StalledError at the deadline, RunFinished
+        at the end."""
         ...
 
     async def return_ticket(self, ticket_id: str, reason: str) -> None:
@@ -160,7 +163,7 @@ class LearnerReplayPort(Protocol):
         measured: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """The optimizer step is done. `dropped` names groups that were not trained, with the reason (e.g. nan);
-        `measured` says by group what the learner saw of it (loss, ratio)."""
+        `measured` says by group what the learner saw of it (ratio, clipped)."""
 
     async def announce_version(self, version: PolicyVersion, step: int) -> None:
         """Weights `version` contain `step` committed steps; told before anyone can sample with them."""

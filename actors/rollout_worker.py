@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -94,10 +96,11 @@ class RolloutWorker:
         *,
         seed: int,
         cues: Mapping[str, str] | None = None,
+        weights_timeout_s: float = 600.0,
     ) -> None:
         self._id, self._config, self._weights_config = worker_id, config, weights
         self._engine, self._renderer, self._finisher, self._ports = engine, renderer, finisher, ports
-        self._seed = seed
+        self._seed, self._weights_timeout_s = seed, weights_timeout_s
         self._base_model = Path()
         self._active: WeightUpdate | None = None
         self._active_lease: ReadLease | None = None
@@ -106,6 +109,8 @@ class RolloutWorker:
         self._pin = asyncio.Lock()
         """Held while weights change and while an evaluation needs them not to."""
         self._drained = asyncio.Event()
+        self._life, self._num_requests = secrets.token_hex(4), itertools.count()
+        """Keys of requests: what is asked for twice, because a reply was lost, is given once."""
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._measures = measured_picks(config.rules)
@@ -129,7 +134,7 @@ class RolloutWorker:
         await self._ports.tasks.release_worker(self._id)
         await self._engine.start(model_path, PolicyVersion(-1))
         pids = list(self._engine.child_pids)
-        await self._ports.report.event("engine_started", {"worker": self._id, "pids": pids})
+        await self._ports.report.event("engine_started", {"worker": self._id, "pid": os.getpid(), "pids": pids})
         await self._catch_up(0)
 
     async def run(self, *, sample: bool = True) -> None:
@@ -223,10 +228,20 @@ class RolloutWorker:
                 await self._activate(update)
 
     async def _wait_for_step(self, min_step: int) -> None:
+        """Raises StalledError when no weights with that many committed steps became active in time."""
         began = time.monotonic()
-        async with self._activated:
-            await self._activated.wait_for(lambda: self._active is not None and self._active.step >= min_step)
-        self._seconds["weights_wait_s"] += time.monotonic() - began
+        try:
+            async with asyncio.timeout(self._weights_timeout_s), self._activated:
+                await self._activated.wait_for(lambda: self._active is not None and self._active.step >= min_step)
+        except TimeoutError as error:
+            step = None if self._active is None else self._active.step
+            raise StalledError(
+                f"{self._id} waited {self._weights_timeout_s:g} s for weights with {min_step} committed steps; those "
+                f"it runs have {step}. Its ticket has expired meanwhile: look at why the learner publishes nothing, or "
+                "raise replay.ticket_timeout_s if its steps take that long."
+            ) from error
+        finally:
+            self._seconds["weights_wait_s"] += time.monotonic() - began
 
     # -- sampling -----------------------------------------------------------------------------------------------
 
@@ -242,7 +257,7 @@ class RolloutWorker:
         wait is not cut short, because a grant already on its way would then be held by nobody."""
         began = time.monotonic()
         try:
-            ticket = await self._ports.replay.take_ticket(self._id, self._config.group_size)
+            ticket = await self._ports.replay.take_ticket(self._id, self._config.group_size, self._key())
         except RunFinished:
             return None
         except StalledError:
@@ -256,12 +271,15 @@ class RolloutWorker:
         await self._ports.replay.return_ticket(ticket.ticket_id, "drained")
         return None
 
+    def _key(self) -> str:
+        return f"{self._life}-{next(self._num_requests)}"
+
     async def _fill(self, ticket: Ticket) -> None:
         """Turns one ticket into one stored group, or gives it back with a reason."""
         settled = False
         try:
             await self._wait_for_step(ticket.min_step)
-            leased = await self._ports.tasks.lease_task(self._id)
+            leased = await self._ports.tasks.lease_task(self._id, self._key())
             decision = await self._sample_until_settled(leased, ticket)
             if isinstance(decision.action, Keep):
                 decision = replace(decision, refusal=await self._ports.replay.put(decision.group))

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import assembly
 from actors.assembly import RunSpec
 from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker, RankPort
 from actors.pools import ScorePool
+from actors.remote import LOST, ActorPort, Joined, Located, end_actor, this_node
 from actors.replay.cache import ReplayCache
-from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.coordinator import ReplayCoordinator
 from actors.replay.shard import ReplayShard, ShardPort
+from actors.replay.sharded import ShardedReplay
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.run_checkpoint import RunCheckpointer
@@ -29,56 +29,21 @@ from actors.transports.object_store import NodeMirror, ShippedVersion, Shipper, 
 from actors.transports.tensor_file import Bytes
 from actors.weights import VersionGoneError, WeightStore
 from rewards.task import Task
-from rewards.trajectory import Group, PolicyVersion
-
-LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
-"""A process of the run is gone or cannot be reached."""
+from rewards.tasks import load_tasks
+from rewards.trajectory import Group, PolicyVersion, Trajectory
+from rewards.verdict import Verdict
 
 REMOVE_TIMEOUT_S = 30.0
+
+ANSWER_TIMEOUT_S = 30.0
+"""A learner rank that does not say where it is within this time is gone."""
 
 ROLE_LABEL = "braid/role"
 """Label of a Ray node that says which role it is for: learner, rollout or reward."""
 
-RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Waits between tries of a keyed call; a replacement actor of the same name usually answers by then."""
-
-
-class ActorPort:
-    """An actor's methods as coroutines.
-
-    Calls to boxes that keep state under a name are retried against the current holder of that name: every mutating
-    call carries a key, so a call that ran although its reply was lost does nothing the second time.
-    """
-
-    def __init__(self, handle: Any, *, name: str | None = None, namespace: str | None = None) -> None:
-        self._handle, self._name, self._namespace = handle, name, namespace
-
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        if method.startswith("_"):
-            raise AttributeError(method)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            for delay in (*RETRY_DELAYS_S, None):
-                try:
-                    return await getattr(self._handle, method).remote(*args, **kwargs)
-                except LOST:
-                    if self._name is None or delay is None:
-                        raise
-                    await asyncio.sleep(delay)
-                    self._reattach(self._name)
-
-        return call
-
-    def _reattach(self, name: str) -> None:
-        with suppress(ValueError):  # no holder of that name yet; the next try asks again
-            self._handle = ray.get_actor(name, self._namespace)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _port, (self._handle, self._name, self._namespace)
-
-
-def _port(handle: Any, name: str | None, namespace: str | None) -> ActorPort:
-    return ActorPort(handle, name=name, namespace=namespace)
+MAX_CALLS = 1 << 16
+"""Calls one box serves at a time. Most of them wait (each loop of each worker for a ticket), and with Ray's 1,000 the
+puts and commits that end their waits would not get in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,31 +57,39 @@ class Boxes:
     report: Any
 
 
-class ReplayActor(ReplayCache):
+class ReplayActor(Located, ReplayCache):
     """The replay cache in a process of its own; restores itself from its folder when restarted."""
 
     def __init__(self, spec: RunSpec) -> None:
-        super().__init__(spec.replay, directory=spec.directory / "replay", seed=spec.seed)
+        directory = spec.directory / "replay"
+        super().__init__(spec.replay, directory=directory, seed=spec.seed, incarnation=spec.incarnation)
 
 
-class ReplayShardActor(ReplayShard):
+class ReplayShardActor(Located, ReplayShard):
     """One shard in a process of its own; restores itself from its folder when restarted."""
 
     def __init__(self, spec: RunSpec, shard: int) -> None:
         super().__init__(spec.replay, directory=spec.directory / "replay", seed=spec.seed, shard=shard)
 
 
-class ReplayCoordinatorActor(ReplayCoordinator):
-    """The coordinator of all shards in a process of its own; sums the shards when restarted."""
+class ReplayCoordinatorActor(Located, ReplayCoordinator):
+    """The coordinator of all shards in a process of its own; sums the shards when restarted.
 
-    def __init__(self, spec: RunSpec, shards: Sequence[Any]) -> None:
-        super().__init__(spec.replay, shards)
+    It finds them by name: Ray cannot restart an actor whose handles to others were arguments that went out of scope.
+    """
+
+    def __init__(self, spec: RunSpec, namespace: str) -> None:
+        names = [_shard_name(shard) for shard in range(spec.replay.num_shards)]
+        shards = [ActorPort(ray.get_actor(name, namespace), name=name, namespace=namespace) for name in names]
+        super().__init__(spec.replay, cast(Sequence[ShardPort], shards))
 
 
-class TaskFeedActor(TaskFeed):
-    """The task feed in a process of its own."""
+class TaskFeedActor(Located, TaskFeed):
+    """The task feed in a process of its own, which loads its tasks itself, so that it can be restarted whoever is
+    gone."""
 
-    def __init__(self, spec: RunSpec, tasks: Sequence[Task]) -> None:
+    def __init__(self, spec: RunSpec) -> None:
+        tasks = load_tasks(spec.tasks).train
         super().__init__(tasks, **assembly.task_feed_options(spec, tasks))
 
 
@@ -130,7 +103,7 @@ class RayChunks:
         return await reference
 
 
-class WeightStoreActor(WeightStore):
+class WeightStoreActor(Located, WeightStore):
     """The weight store in a process of its own, on the learner's node; ships versions to the others."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -140,7 +113,7 @@ class WeightStoreActor(WeightStore):
         self._shipper = Shipper(RayChunks())
 
     async def node(self) -> str:
-        return _this_node()
+        return this_node()
 
     async def shipped(self, version: PolicyVersion) -> ShippedVersion:
         """Raises VersionGoneError when the version is not the newest any more."""
@@ -150,37 +123,63 @@ class WeightStoreActor(WeightStore):
         return await self._shipper.shipped(update)
 
 
-class RewardActor(RewardWorker):
+class RewardActor(Located, RewardWorker):
     """A reward worker and its killable children in a process of its own."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(spec.reward)
+        self._num_asked = 0
+
+    async def score(self, task: Task, answers: Sequence[str], trajectories: Sequence[Trajectory]) -> list[Verdict]:
+        self._num_asked += 1
+        try:
+            return await super().score(task, answers, trajectories)
+        finally:
+            self._num_asked -= 1
+
+    async def num_asked(self) -> int:
+        """Calls that wait for their verdicts."""
+        return self._num_asked
 
 
-class RolloutActor:
-    """A rollout worker, its engine and its ports in a process of its own."""
+class RolloutActor(Located):
+    """A rollout worker, its engine and its ports in a process of its own.
+
+    `start` and `run` may be called again by whoever takes the place of the first caller: the second call joins what
+    is going on.
+    """
 
     def __init__(self, spec: RunSpec, worker_id: str, boxes: Boxes) -> None:
         spec = assembly.on_this_node(spec)
         self._model_path, reward = spec.model_path, spec.reward
-        scoring = ScorePool(
+        self._scoring = ScorePool(
             boxes.scoring, lost=LOST, num_retries=reward.num_retries, hedge_after_s=reward.hedge_worker_after_s
         )
         ports = RolloutPorts(
             tasks=boxes.tasks,
             replay=boxes.replay,
-            scoring=scoring,
+            scoring=self._scoring,
             weights=_weights_for_this_node(spec, boxes.weights),
             report=boxes.report,
         )
         self._worker: RolloutWorker = assembly.make_rollout_worker(spec, worker_id, ports)
+        self._starting, self._running = Joined(), Joined()
+        self._leaves = False
 
     async def start(self, model_path: str) -> None:
         del model_path  # the folder on the node of the caller
-        await self._worker.start(self._model_path)
+        await self._starting.join(lambda: self._worker.start(self._model_path))
 
     async def run(self, *, sample: bool = True) -> None:
-        await self._worker.run(sample=sample)
+        await self._running.join(lambda: self._worker.run(sample=sample))
+
+    async def set_scoring(self, ports: Sequence[Any]) -> None:
+        """From now on these reward workers judge."""
+        self._scoring.resize(ports)
+
+    async def leaves(self) -> bool:
+        """Whether it was told to drain."""
+        return self._leaves
 
     async def evaluate(self, tasks: Sequence[Task], **options: Any) -> Any:
         return await self._worker.evaluate(tasks, **options)
@@ -189,22 +188,21 @@ class RolloutActor:
         return await self._worker.stats()
 
     async def drain(self) -> None:
+        self._leaves = True
         await self._worker.drain()
 
     async def close(self) -> None:
         await self._worker.close()
 
 
-class LearnerRankActor:
+class LearnerRankActor(Located):
     """A rank of the learner group; rank 0 also leads."""
 
     def __init__(self, spec: RunSpec, rank: int) -> None:
         self._spec, self._rank = assembly.on_this_node(spec), rank
         self._own: LearnerRank | None = None
         self._leader: LearnerWorker | None = None
-
-    def node(self) -> str:
-        return _this_node()
+        self._running = Joined()
 
     def free_address(self) -> str:
         """Where the ranks can meet: a free port of this node."""
@@ -240,7 +238,15 @@ class LearnerRankActor:
         return await getattr(self._own, method)(*args)
 
     async def on_leader(self, method: str, *args: Any) -> Any:
+        """One call of the leader's loop; `run` joins the loop that is going on already."""
+        if method == "run":
+            assert self._leader is not None
+            return await self._running.join(self._leader.run)
         return await getattr(self._leader, method)(*args)
+
+    async def trains(self) -> bool:
+        """Whether the leader's loop has begun."""
+        return self._running.has_begun
 
 
 class RemoteRank:
@@ -270,28 +276,28 @@ class RemoteLeader:
 
 
 def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort | ShardedReplay:
-    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember."""
+    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember, and calls
+    to them wait until they are back."""
     if spec.replay.num_shards == 1:
         return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
     shards = [
-        _named(ReplayShardActor, f"replay-shard-{shard}", namespace, spec, shard, max_restarts=-1, **_only_on(node))
+        _named(ReplayShardActor, _shard_name(shard), namespace, spec, shard, **_only_on(node))
         for shard in range(spec.replay.num_shards)
     ]
-    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, shards, max_restarts=-1, **_only_on(node))
-    return ShardedReplay(coordinator, cast(Sequence[ShardPort], shards))
+    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, namespace, **_only_on(node))
+    return ShardedReplay(cast(ReplayCoordinator, coordinator), cast(Sequence[ShardPort], shards))
 
 
-def spawn_task_feed(spec: RunSpec, namespace: str, tasks: Sequence[Task], node: str) -> ActorPort:
-    return _named(TaskFeedActor, "tasks", namespace, spec, tasks, **_only_on(node))
+def spawn_task_feed(spec: RunSpec, namespace: str, node: str) -> ActorPort:
+    return _named(TaskFeedActor, "tasks", namespace, spec, **_only_on(node))
 
 
 def spawn_weight_store(spec: RunSpec, namespace: str, node: str) -> ActorPort:
     return _named(WeightStoreActor, "weights", namespace, spec, **_only_on(node))
 
 
-def spawn_reward_workers(spec: RunSpec, namespace: str) -> list[ActorPort]:
-    where = nodes_for("reward", spec)
-    return [_named(RewardActor, f"reward-{i}", namespace, spec, **where) for i in range(spec.reward.num_workers)]
+def spawn_reward_worker(spec: RunSpec, namespace: str, name: str) -> ActorPort:
+    return _named(RewardActor, name, namespace, spec, **nodes_for("reward", spec))
 
 
 def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: Boxes) -> ActorPort:
@@ -300,6 +306,8 @@ def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: B
     actor = ray.remote(RolloutActor).options(
         name=worker_id,
         namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
         num_cpus=rollout.num_cpus_per_worker,
         num_gpus=rollout.num_gpus_per_worker,
         runtime_env={"env_vars": _threads(rollout.engine.threads)},
@@ -310,9 +318,10 @@ def spawn_rollout_worker(spec: RunSpec, namespace: str, worker_id: str, boxes: B
 
 @dataclass(frozen=True, slots=True)
 class LearnerGroup:
-    """Ranks that have their resources and no model yet. What the run keeps on disk lies on the node of rank 0."""
+    """Ranks that have their resources. What the run keeps on disk lies on the node of rank 0."""
 
     spec: RunSpec
+    namespace: str
     ranks: tuple[Any, ...]
     node: str
 
@@ -322,29 +331,63 @@ class LearnerGroup:
         address = await first.free_address.remote() if others else None
         await asyncio.gather(*(rank.build.remote(address) for rank in self.ranks))
         await first.lead.remote(others, boxes)
-        return RemoteLeader(first)
+        return self.leader
+
+    async def trains(self) -> bool:
+        """Whether all ranks answer and their leader's loop has begun."""
+        return await self.is_whole() and bool(await self.ranks[0].trains.remote())
+
+    async def is_whole(self) -> bool:
+        """Whether all ranks answer; a rank whose model is loading does not yet."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await asyncio.gather(*(rank.place.remote() for rank in self.ranks))
+        except (*LOST, TimeoutError):
+            return False
+        return True
+
+    @property
+    def leader(self) -> RemoteLeader:
+        return RemoteLeader(self.ranks[0])
+
+    async def pids(self) -> dict[str, int]:
+        places = await asyncio.gather(*(rank.place.remote() for rank in self.ranks))
+        return {f"learner-{rank}": pid for rank, (_, pid) in enumerate(places)}
+
+    async def end(self) -> None:
+        """Kills every rank and waits until their names are free."""
+        await asyncio.gather(*(end_actor(f"learner-{rank}", self.namespace) for rank in range(len(self.ranks))))
 
 
-async def place_learner(spec: RunSpec, namespace: str, num_gpus_per_rank: float = 0) -> LearnerGroup:
-    """First of all boxes: its resources decide where those go that share files with it."""
+async def place_learner(
+    spec: RunSpec, namespace: str, num_gpus_per_rank: float = 0, *, node: str | None = None
+) -> LearnerGroup:
+    """First of all boxes: its resources decide where those go that share files with it. Ranks that are there already
+    are taken over.
+
+    Args:
+        node: of rank 0, where the run's files lie already; None lets Ray choose.
+    """
     env = {"env_vars": _threads(spec.learner.threads_per_rank)}
-    ranks = tuple(
-        ray.remote(LearnerRankActor)
-        .options(
+    ranks = []
+    for rank in range(spec.learner.num_ranks):
+        where = _only_on(node) if node is not None and rank == 0 else nodes_for("learner", spec)
+        actor = ray.remote(LearnerRankActor).options(
             name=f"learner-{rank}",
             namespace=namespace,
+            lifetime="detached",
+            get_if_exists=True,
             num_cpus=1,
             num_gpus=num_gpus_per_rank,
             runtime_env=env,
-            **nodes_for("learner", spec),
+            **where,
         )
-        .remote(spec, rank)
-        for rank in range(spec.learner.num_ranks)
-    )
-    return LearnerGroup(spec, ranks, await ranks[0].node.remote())
+        ranks.append(actor.remote(spec, rank))
+    place, _ = await ranks[0].place.remote()
+    return LearnerGroup(spec, namespace, tuple(ranks), place)
 
 
-async def preload_experts(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
+async def preload_frozen(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
     """Puts frozen groups into the cache in calls of bounded size."""
     for start in range(0, len(groups), chunk):
         await replay.preload(list(groups[start : start + chunk]))
@@ -361,7 +404,7 @@ def remove_on_all_nodes(folder: Path) -> None:
 def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
     if spec.weights.transport == "shared_files":
         return store
-    node = _this_node()
+    node = this_node()
     return NodeMirror(
         store,
         RayChunks(),
@@ -372,17 +415,26 @@ def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
     )
 
 
+def _shard_name(shard: int) -> str:
+    return f"replay-shard-{shard}"
+
+
 def nodes_for(role: str, spec: RunSpec) -> dict[str, Any]:
     """Ray's option that keeps processes of a role on its nodes; none where the run lets them go anywhere."""
     return {"label_selector": {ROLE_LABEL: role}} if spec.pin_roles else {}
 
 
-def _named(cls: type, name: str, namespace: str, *args: Any, max_restarts: int = 0, **where: Any) -> ActorPort:
+def _named(cls: type, name: str, namespace: str, *args: Any, **where: Any) -> ActorPort:
+    """A box that keeps its state on disk, or none: Ray restarts it where it died, and it lives on when the supervisor
+    does not. One that is there already is taken over."""
     actor = ray.remote(cls).options(
         name=name,
         namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=MAX_CALLS,
         num_cpus=0,
-        max_restarts=max_restarts,
         runtime_env={"env_vars": _threads(1)},
         **where,
     )
@@ -391,10 +443,6 @@ def _named(cls: type, name: str, namespace: str, *args: Any, max_restarts: int =
 
 def _only_on(node: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
-
-
-def _this_node() -> str:
-    return ray.get_runtime_context().get_node_id()
 
 
 def _threads(num: int) -> dict[str, str]:

@@ -93,14 +93,23 @@ class TaskFeed:
         self._granted_at = dict.fromkeys(self._state.active(), now)
         """Seconds by active lease, oldest first. After a restart every worker gets its whole time again."""
 
-    async def lease_task(self, worker_id: str) -> LeasedTask:
+    async def lease_task(self, worker_id: str, key: str = "") -> LeasedTask:
         """The oldest task that has to be repeated, else the newest fork, else the next of the stream; never waits.
+
+        Args:
+            key: of the request; repeating it gives the same lease while that is active. Empty: none.
 
         Raises:
             ValueError: the order of a new epoch names no task, or one that does not exist.
             OSError: it could not be logged; nothing was leased.
         """
         self._lapse_overdue()
+        known = (lease_id for lease_id, lease in self._state.active().items() if lease.key == key)
+        lease_id = next(known, None) if key else None
+        return self._leased(self._hand_out(worker_id, key) if lease_id is None else lease_id)
+
+    def _hand_out(self, worker_id: str, key: str) -> str:
+        """Leases the item that is next; returns the lease."""
         state = self._state
         if state.waiting:
             index = min(state.waiting)
@@ -111,25 +120,36 @@ class TaskFeed:
             if state.cursor == len(state.order):
                 self._begin_epoch()
             index, position, attempt = state.next_index, state.order[state.cursor], 0
-        task, lease_id = self._task_at(position), f"{state.boot}.{state.next_lease}"
-        row = state.ledger.row(task.task_id)
+        lease_id = f"{state.boot}.{state.next_lease}"
         self._record(
             kind="leased",
             lease=lease_id,
             index=index,
             position=position,
-            prompt=task.task_id,
+            prompt=self._task_at(position).task_id,
             attempt=attempt,
             worker=worker_id,
+            key=key,
         )
         self._granted_at[lease_id] = self._clock()
-        context = Context()
-        if self._guidance is not None and position >= 0:
-            context = self._guidance.context(index, task, row, state.epoch)
+        return lease_id
+
+    def _leased(self, lease_id: str) -> LeasedTask:
+        """An active lease with everything its worker needs."""
+        state, lease = self._state, self._state.leases[lease_id]
+        task = self._task_at(lease.position)
+        row, context = state.ledger.row(task.task_id), Context()
+        if self._guidance is not None and lease.position >= 0:
+            context = self._guidance.context(lease.index, task, row, state.epoch)
         owner = str(task.metadata.get(DONORS_OF, task.task_id))
-        donors = {table: self._donors(owner, table) for table in self._tables}
         return LeasedTask(
-            lease_id=lease_id, task=task, context=context, attempt=attempt, index=index, row=row, donors=donors
+            lease_id=lease_id,
+            task=task,
+            context=context,
+            attempt=lease.attempt,
+            index=lease.index,
+            row=row,
+            donors={table: self._donors(owner, table) for table in self._tables},
         )
 
     async def finish_task(self, outcome: Outcome) -> None:

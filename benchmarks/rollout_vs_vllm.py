@@ -75,9 +75,9 @@ class Rounds:
             self._allowed.release()
         await self._complete.wait()
 
-    async def take_ticket(self, worker_id: str, group_size: int) -> Ticket:
+    async def take_ticket(self, worker_id: str, group_size: int, key: str = "") -> Ticket:
         await self._allowed.acquire()
-        return await self._cache.take_ticket(worker_id, group_size)
+        return await self._cache.take_ticket(worker_id, group_size, key)
 
     async def return_ticket(self, ticket_id: str, reason: str) -> None:
         raise RuntimeError(f"a group was not stored ({reason}), so the two sides do not do the same work")

@@ -106,6 +106,9 @@ class AuditBooks:
         self.epoch, self.max_age = state["epoch"], event["max_age"]
         self.groups_per_update = event["groups_per_update"]
 
+    def _on_rule(self, event: Mapping[str, Any]) -> None:
+        """How often collected groups are used is no matter of accounts."""
+
     def _on_moved(self, event: Mapping[str, Any]) -> None:
         for group_id, blob in event["blobs"].items():
             self._known(group_id, HELD, "moved").blob = blob
@@ -114,7 +117,8 @@ class AuditBooks:
 
     def _on_opened(self, event: Mapping[str, Any]) -> None:
         self.max_age, self.groups_per_update, self.epoch = event["max_age"], event["groups_per_update"], event["epoch"]
-        self._void("restart")
+        if not event.get("in_place"):
+            self._void("restart")
 
     def _on_version(self, event: Mapping[str, Any]) -> None:
         version, step = event["version"], event["step"]

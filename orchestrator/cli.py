@@ -280,12 +280,12 @@ def _add_during_a_run(add: argparse._SubParsersAction) -> None:
         add,
         "scale",
         commands.scale,
-        "change the number of a run's rollout workers while it trains",
-        "  braid scale my-run rollout=4\n\n"
+        "change the number of a run's rollout or reward workers while it trains",
+        "  braid scale my-run rollout=4\n  braid scale my-run rollout=2 reward=3\n\n"
         "Newcomers serve when they have verified the newest weights; who leaves finishes its groups first.\n",
     )
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("size", metavar="rollout=N", help="how many rollout workers the run is to have")
+    parser.add_argument("size", nargs="+", metavar="ROLE=N", help="how many workers of a role the run is to have")
     _add_runs(parser)
 
     parser = _command(

@@ -62,6 +62,37 @@ class TrackingConfig(Section):
     """offline writes files that `wandb sync` uploads later."""
 
 
+class ScalingConfig(Section):
+    """Whether the number of rollout workers follows the load while a run trains."""
+
+    max_rollout_workers: int | None = Field(default=None, ge=1)
+    """Rollout workers are added up to this many while the learner waits for them; None never changes their number."""
+    min_rollout_workers: int = Field(default=1, ge=1)
+    """Workers are not taken away below this many."""
+    period_s: float = Field(default=60.0, gt=0)
+    """Between two decisions; at most one worker joins or leaves in it."""
+    wait_share_high: float = Field(default=0.2, ge=0, le=1)
+    """A worker is added while the learner waits for batches more than this share of the time."""
+    wait_share_low: float = Field(default=0.02, ge=0, le=1)
+    """A worker may be taken away while the learner waits less than this share of the time."""
+    blocked_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of rollout loops waiting for a ticket above which more workers would not help, and fewer would do."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> ScalingConfig:
+        if self.max_rollout_workers is not None and self.max_rollout_workers < self.min_rollout_workers:
+            raise ValueError(
+                f"scaling.max_rollout_workers={self.max_rollout_workers} is below scaling.min_rollout_workers="
+                f"{self.min_rollout_workers}, so no number of workers would do: raise the first or lower the second"
+            )
+        if self.wait_share_low > self.wait_share_high:
+            raise ValueError(
+                f"scaling.wait_share_low={self.wait_share_low} is above scaling.wait_share_high="
+                f"{self.wait_share_high}, so a run would swing between two sizes: lower the first"
+            )
+        return self
+
+
 class RunConfig(Section):
     """Everything one run needs; saved as JSON beside its results."""
 
@@ -93,6 +124,8 @@ class RunConfig(Section):
     """When the run's state becomes durable."""
     tracking: TrackingConfig = TrackingConfig()
     """Where numbers go."""
+    scaling: ScalingConfig = ScalingConfig()
+    """Whether rollout workers join and leave by themselves."""
     num_steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     max_minutes: float | None = Field(default=None, gt=0)

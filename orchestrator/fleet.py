@@ -56,6 +56,14 @@ class RolloutSource(Protocol):
         ...
 
 
+PREFIX = "rollout-"
+"""Begins the name of every rollout worker; a number follows that is never given twice."""
+
+
+def first_names(num_workers: int) -> list[str]:
+    return [f"{PREFIX}{number}" for number in range(num_workers)]
+
+
 class FleetSizeError(ValueError):
     """A number of workers that this run cannot have now."""
 
@@ -73,6 +81,7 @@ class RolloutFleet:
         release: gives back what a lost worker held in the replay cache.
         max_respawns: replacements in the whole run before a loss ends it.
         sample: False for runs whose workers only evaluate.
+        keep_names: writes down which workers the run should have, for a supervisor that takes this one's place.
     """
 
     def __init__(
@@ -85,12 +94,15 @@ class RolloutFleet:
         model_path: str,
         max_respawns: int,
         sample: bool,
+        keep_names: Callable[[Sequence[str]], None],
     ) -> None:
         self.workers: dict[str, RolloutBox] = {}
         """Those that live and belong to the run, oldest first."""
         self._names = list(names)
         """Those that should; the first one never leaves, because it evaluates."""
-        self._num_named = len(names)
+        self._num_named = 1 + max(int(name.removeprefix(PREFIX)) for name in names)
+        self._keep_names = keep_names
+        keep_names(self._names)
         self._source, self._recorder, self._release = source, recorder, release
         self._model_path, self._max_respawns, self._sample = model_path, max_respawns, sample
         self._respawns = 0
@@ -114,6 +126,18 @@ class RolloutFleet:
         for name in self._names:
             self.workers[name] = await self._source.spawn(name)
         await asyncio.gather(*(self._start(name, worker) for name, worker in self.workers.items()))
+
+    async def attach(self) -> None:
+        """As `start`, for workers that another supervisor has started: they may be at work, or lost meanwhile."""
+        for name in self._names:
+            self.workers[name] = await self._source.spawn(name)
+        await asyncio.gather(*(self._attach(name, worker) for name, worker in list(self.workers.items())))
+
+    async def _attach(self, name: str, worker: RolloutBox) -> None:
+        try:
+            await self._start(name, worker)
+        except self._source.lost as error:
+            await self.replaced(name, worker, error)
 
     async def serve(self) -> None:
         """Runs every worker's loop until `finish`; raises the fault nobody can make good."""
@@ -146,12 +170,13 @@ class RolloutFleet:
         if not self.is_serving:
             raise FleetSizeError("the run is not training now: workers join and leave only while it does; try again")
         while len(self._names) < size:
-            name = f"rollout-{self._num_named}"
+            name = f"{PREFIX}{self._num_named}"
             self._num_named += 1
             self._names.append(name)
             self._live(name, self._join(name))
             await self._recorder.event("rollout_joining", {"worker": name})
         leaving, self._names = self._names[size:], self._names[:size]
+        self._keep_names(self._names)
         for name in leaving:
             self._leaving[name] = asyncio.ensure_future(self._leave(name))
 
@@ -217,6 +242,7 @@ class RolloutFleet:
 
     async def _give_up(self, name: str, error: BaseException) -> None:
         self._names.remove(name)
+        self._keep_names(self._names)
         worker = self.workers.pop(name, None)
         self._recorder.worker_state(name, "lost")
         await self._recorder.event("rollout_not_joined", {"worker": name, "error": repr(error)})

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.model_store import resolve_model
-from actors.spawn import remove_on_all_nodes
+from actors.remote import actor_names, end_actors
+from actors.spawn import MAX_CALLS, remove_on_all_nodes
 from actors.transports.object_store import remove_versions
 from orchestrator.config import RunConfig
 from orchestrator.fleet import FleetSizeError
@@ -24,6 +25,12 @@ from orchestrator.supervisor import SUPERVISOR, RunSupervisor
 from orchestrator.view import RunView
 
 VIEW_PERIOD_S = 1.0
+
+SCALE_TIMEOUT_S = 300.0
+"""Longest wait for new reward workers to start."""
+
+SUPERVISOR_AWAY_S = 180.0
+"""How long a run may be without its supervisor, which Ray starts again when it dies."""
 
 
 def launch(
@@ -36,9 +43,18 @@ def launch(
         resume: continue from the newest intact checkpoint in `run_dir`.
     """
     model_path = resolve_model(config.model)
+    namespace = f"braid/{run_dir.resolve().name}"
+    dashboard, is_connected = None, address is not None and resume
+    if is_connected:
+        dashboard = start_ray(config, namespace, address)
+        if SUPERVISOR in actor_names(namespace):
+            print(f"run        {run_dir.resolve()} is alive; this command joins it", flush=True)
+            supervisor = ray.get_actor(SUPERVISOR, namespace)
+            return _stay_to_the_end(supervisor, config, RunFiles(run_dir.resolve()), dashboard, address, show_view)
+        end_actors(namespace)  # of a start whose supervisor is gone for good
     files, incarnation = open_run(config, run_dir, resume=resume)
-    namespace = f"braid/{files.root.name}"
-    dashboard = start_ray(config, namespace, address)
+    if not is_connected:
+        dashboard = start_ray(config, namespace, address)
     files.cluster.write_text(
         json.dumps(
             {
@@ -59,14 +75,29 @@ def launch(
             namespace=namespace,
             num_cpus=0,
             lifetime="detached" if address else "non_detached",
+            max_restarts=-1,
+            max_concurrency=MAX_CALLS,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
         )
         .remote(config.model_dump_json(), spec, str(files.root), namespace, list(sys.path))
     )
+    return _stay_to_the_end(supervisor, config, files, dashboard, address, show_view, resume=resume)
+
+
+def _stay_to_the_end(
+    supervisor: Any,
+    config: RunConfig,
+    files: RunFiles,
+    dashboard: str | None,
+    address: str | None,
+    show_view: bool,
+    *,
+    resume: bool = True,
+) -> int:
     try:
         return _stay_with(supervisor, resume, files, dashboard, show_view)
     finally:
-        _clean_up(namespace, weights_directory(config, files), embedded=address is None)
+        _clean_up(f"braid/{files.root.name}", weights_directory(config, files), embedded=address is None)
 
 
 def start_ray(config: RunConfig, namespace: str, address: str | None) -> str | None:
@@ -90,29 +121,40 @@ def start_ray(config: RunConfig, namespace: str, address: str | None) -> str | N
 
 
 def _stay_with(supervisor: Any, resume: bool, files: RunFiles, dashboard: str | None, show_view: bool) -> int:
-    """Shows the run until it ends; the first Ctrl-C stops it with a checkpoint, the second at once."""
+    """Shows the run until it ends; the first Ctrl-C stops it with a checkpoint, the second at once.
+
+    A supervisor that dies is started again by Ray and takes its boxes over; this command waits for it.
+    """
     running = supervisor.run.remote(resume=resume)
-    stops = _StopSignals()
+    stops, is_stopping, away_since = _StopSignals(), False, None
     with stops, RunView(files.root, dashboard=dashboard, enabled=show_view) as view:
         while True:
             done, _ = ray.wait([running], timeout=VIEW_PERIOD_S)
-            if done:
-                break
             if stops.take():
                 view.message("stopping after the step in flight; a checkpoint is written (again: stop at once)")
-                supervisor.stop.remote()
-            view.update(cast(dict[str, Any], ray.get(supervisor.status.remote())))
-    try:
-        summary = cast(dict[str, Any], ray.get(running))
-    except RayTaskError as error:
-        print(f"run failed: {error.cause!r}", file=sys.stderr)
-        if os.environ.get("BRAID_DEBUG"):
-            raise
-        return 1
-    except RayActorError as error:
-        print(f"run failed: its supervisor died: {error}", file=sys.stderr)
-        return 1
-    return 0 if summary["phase"] in ("done", "finishing", "stopped") else 1
+                is_stopping = True
+            try:
+                if done:
+                    summary = cast(dict[str, Any], ray.get(running))
+                    return 0 if summary["phase"] in ("done", "finishing", "stopped") else 1
+                view.update(cast(dict[str, Any], ray.get(supervisor.status.remote())))
+                if is_stopping:
+                    ray.get(supervisor.stop.remote())
+                    is_stopping = False
+                away_since = None
+            except RayTaskError as error:
+                print(f"run failed: {error.cause!r}", file=sys.stderr)
+                if os.environ.get("BRAID_DEBUG"):
+                    raise
+                return 1
+            except RayActorError as error:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > SUPERVISOR_AWAY_S:
+                    print(f"run failed: its supervisor died and did not come back: {error}", file=sys.stderr)
+                    return 1
+                time.sleep(VIEW_PERIOD_S)
+                if done:
+                    running = supervisor.run.remote(resume=True)
 
 
 class _StopSignals:
@@ -145,11 +187,7 @@ class _StopSignals:
 
 def _clean_up(namespace: str, weights: Path, *, embedded: bool) -> None:
     """Leaves no actor, no engine process and no published weights behind."""
-    named = cast(list[dict[str, str]], ray.util.list_named_actors(all_namespaces=True))
-    for actor in named:
-        if actor["namespace"] == namespace:
-            with suppress(ValueError):  # it ended by itself since it was listed
-                ray.kill(ray.get_actor(actor["name"], namespace))
+    end_actors(namespace)
     if embedded:
         ray.shutdown()
         remove_versions(weights)
@@ -175,15 +213,18 @@ def stop_run(run_dir: Path) -> None:
     ray.get(_attach(run_dir).stop.remote(), timeout=60)
 
 
-def scale_run(run_dir: Path, *, rollout: int) -> str:
-    """Asks a run for more or fewer rollout workers; returns what it answered, before they have joined or left.
+def scale_run(run_dir: Path, sizes: Mapping[str, int]) -> str:
+    """Asks a run for more or fewer workers; returns what it answered, before rollout workers have joined or left.
+
+    Args:
+        sizes: desired number of workers by role, `rollout` or `reward`.
 
     Raises:
         ConnectionError: the run is not alive.
         FleetSizeError: it cannot have that many now.
     """
     try:
-        return cast(str, ray.get(_attach(run_dir).scale.remote(rollout=rollout), timeout=60))
+        return cast(str, ray.get(_attach(run_dir).scale.remote(**sizes), timeout=SCALE_TIMEOUT_S))
     except RayTaskError as error:
         if isinstance(error.cause, FleetSizeError):
             raise error.cause from None

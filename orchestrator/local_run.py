@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from actors.assembly import (
     RunSpec,
-    expert_groups,
+    frozen_groups,
     make_learner_plan,
     make_learner_rank,
-    make_renderer,
     make_replay,
     make_reward_worker,
     make_rollout_worker,
@@ -18,7 +18,7 @@ from actors.assembly import (
     make_weight_store,
 )
 from actors.engines.protocol import EngineError
-from actors.learner_worker import LearnerPorts, LearnerWorker
+from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker
 from actors.model_store import resolve_model
 from actors.pools import ScorePool
 from actors.rollout_worker import RolloutPorts, RolloutWorker
@@ -46,11 +46,14 @@ async def run_local(
     spec = make_spec(config, files, resolve_model(config.model), incarnation)
     recorder = RunRecorder(files.root, Tracker(config.tracking, files.root), num_steps=config.num_steps)
     tasks = tasks or load_tasks(config.tasks)
+    parts = None
     try:
         parts = await build_local_parts(config, spec, files, tasks, recorder)
         restore = newest_restore_point(files.checkpoints) if resume else None
         return await Conductor(config, files.root, parts, recorder).run(restore)
     finally:
+        if parts is not None:
+            await parts.learners.end()  # a version that is still being written would lie there again
         remove_versions(Path(spec.weights_dir))
 
 
@@ -59,26 +62,51 @@ async def build_local_parts(
 ) -> RunParts:
     """Every box of the run as a plain object of this process."""
     replay, feed, store = make_replay(spec), make_task_feed(spec, tasks.train), make_weight_store(spec)
-    if "expert" in config.replay.quotas:
-        await replay.preload(list(expert_groups(tasks.train, make_renderer(spec))))
+    if groups := list(frozen_groups(spec, tasks.train)):
+        await replay.preload(groups)
     scoring = [make_reward_worker(spec) for _ in range(spec.reward.num_workers)]
     checkpointer = RunCheckpointer(
         files.checkpoints, {"replay": replay, "tasks": feed}, keep=spec.checkpoint_keep, config_json=spec.config_json
     )
-    ports = LearnerPorts(
-        ranks=(make_learner_rank(spec),), replay=replay, publish=store, checkpoint=checkpointer, report=recorder
-    )
+    ports = LearnerPorts(ranks=(), replay=replay, publish=store, checkpoint=checkpointer, report=recorder)
+    learners = LocalLearners(spec, ports)
     pool = ScorePool(scoring, hedge_after_s=spec.reward.hedge_worker_after_s)
     rollout_ports = RolloutPorts(tasks=feed, replay=replay, scoring=pool, weights=store, report=recorder)
     return RunParts(
         model_path=spec.model_path,
         tasks=feed,
         replay=replay,
-        learner=LearnerWorker(make_learner_plan(spec), ports),
+        learner=await learners.start(),
+        learners=learners,
         rollouts=LocalRollouts(spec, rollout_ports),
         scoring=scoring,
         heldout=tasks.heldout,
     )
+
+
+class LocalLearners:
+    """LearnerSource of this process: one rank, lost when its process would have died."""
+
+    lost: tuple[type[BaseException], ...] = ()
+    """What stands for a death here; tests that inject one name it."""
+
+    def __init__(self, spec: RunSpec, ports: LearnerPorts) -> None:
+        self._spec, self._ports = spec, ports
+        self._rank: LearnerRank | None = None
+
+    async def is_lost(self, error: BaseException) -> bool:
+        return isinstance(error, self.lost)
+
+    async def end(self) -> None:
+        if self._rank is not None:
+            await self._rank.close()
+
+    async def pids(self) -> dict[str, int]:
+        return {}
+
+    async def start(self) -> LearnerWorker:
+        self._rank = make_learner_rank(self._spec)
+        return LearnerWorker(make_learner_plan(self._spec), replace(self._ports, ranks=(self._rank,)))
 
 
 class LocalRollouts:

@@ -124,6 +124,10 @@ class RunRecorder:
         """Call after the workers' numbers were collected for the last time."""
         self._ended_at = time.monotonic()
 
+    def counted_already(self, role: str, values: Mapping[str, float]) -> None:
+        """A reporter goes on from these counts, which an earlier start of this recorder has added up."""
+        self._totals.known(role, values)
+
     def worker_state(self, name: str, state: str) -> None:
         self._states[name] = state
         if state == "lost":
@@ -153,6 +157,11 @@ class RunRecorder:
         if self._began_at is None:
             return self._totals.wall_s
         return self._totals.wall_s + (self._ended_at or time.monotonic()) - self._began_at
+
+    @property
+    def lease_wait_s(self) -> float:
+        """Seconds the learner has waited for batches during training."""
+        return self._totals.learner("lease_wait_s")
 
     @property
     def evaluations(self) -> list[Evaluation]:

@@ -35,6 +35,11 @@ class RunFiles:
         return self.root / "model"
 
     @property
+    def fleet(self) -> Path:
+        """Names of the rollout workers the run should have now."""
+        return self.state / "fleet.json"
+
+    @property
     def cluster(self) -> Path:
         """How to reach the running graph: Ray address and namespace."""
         return self.root / "cluster.json"
@@ -85,6 +90,7 @@ def make_spec(config: RunConfig, files: RunFiles, model_path: Path, incarnation:
         learner=config.learner,
         weights=config.weights,
         reward=config.reward,
+        tasks=config.tasks,
         system_prompt=config.tasks.system_prompt,
         num_steps=config.num_steps,
         max_minutes=config.max_minutes,

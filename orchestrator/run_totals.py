@@ -73,6 +73,10 @@ class RunTotals:
                 self.ages[int(name.removeprefix("policy_age/"))] += int(count)
         self._newest[role] = dict(known)
 
+    def known(self, role: str, values: Mapping[str, float]) -> None:
+        """What this role counts next is counted from here."""
+        self._newest[role] = {name: value for name, value in values.items() if not unknown_metrics([name])}
+
     def replaced(self, role: str) -> None:
         """The next report of this role comes from a new process, whose counts begin at 0."""
         self._newest.pop(role, None)

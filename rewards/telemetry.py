@@ -109,6 +109,7 @@ METRICS: dict[str, Metric] = {
     "activate_s": Metric("s", "total", "Time spent activating new versions."),
     "groups_stored": Metric("groups", "total", "Groups put into the replay cache."),
     "contexts_too_long": Metric("groups", "total", "Groups asked plainly because no answer fits behind their help."),
+    "groups_searched": Metric("groups", "total", "Groups whose answers were found by a search over segments."),
     "groups_refused_*": Metric("groups", "total", "Groups the replay cache refused from this worker, by reason."),
     "groups_dropped_*": Metric("groups", "total", "Groups a rule of the recipe dropped, by reason."),
     # -- replay cache: its counts survive restarts, so the newest value is the run's

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TypeVar
 
 from actors.config import ReplayConfig
 from actors.replay.config import TableConfig
+from actors.replay.limiter import rebased, rule_of
 from actors.replay.log import ReplayLog
 from actors.replay.payloads import Payloads
-from actors.replay.quotas import QuotaPlan
+from actors.replay.quotas import LIVE, QuotaPlan
 from actors.replay.records import Event
 from actors.replay.state import ReplayState
 from actors.replay.tables import Table
@@ -31,8 +33,23 @@ class Books:
     """What `ReplayCore` decides upon. Every change is first written to the log and then applied, so a failed write
     changes nothing."""
 
-    def __init__(self, config: ReplayConfig, *, seed: int, log: ReplayLog | None, shard: int = 0) -> None:
-        """Restores what the log remembers; tickets and the lease of the process that wrote it are void.
+    def __init__(
+        self,
+        config: ReplayConfig,
+        *,
+        seed: int,
+        log: ReplayLog | None,
+        shard: int = 0,
+        incarnation: int | None = None,
+        now: float = 0.0,
+    ) -> None:
+        """Restores what the log remembers.
+
+        Args:
+            incarnation: start of the run this process belongs to. When the log was written in the same one, only this
+                process was replaced: those who hold tickets and the lease still live, so both stay theirs. Otherwise,
+                and without it, they are void.
+            now: tickets and a lease that stay have their whole time again from here.
 
         Raises:
             CorruptLogError: its history is damaged.
@@ -54,7 +71,10 @@ class Books:
         """Why tickets were taken back from their holders."""
         self._ticket_deadlines: dict[str, float] = {}
         self._lease_deadline: float | None = None
-        self._restore()
+        self._restore(incarnation)
+        self._ticket_deadlines.update(dict.fromkeys(self.state.tickets, now + config.ticket_timeout_s))
+        if self.state.lease is not None:
+            self._lease_deadline = now + config.lease_timeout_s
 
     def snapshot(self) -> str:
         """Makes everything up to now durable and drops what nobody needs; where, or an empty text without a log.
@@ -99,7 +119,7 @@ class Books:
         if event["kind"] == "refused":
             remember(self._refused, event["group"], (event["digest"], event["reason"]))
 
-    def _restore(self) -> None:
+    def _restore(self, incarnation: int | None) -> None:
         state = self.state
         if self._log is not None:
             recovered = self._log.recover()
@@ -109,13 +129,21 @@ class Books:
                 self._apply(event)
         lost = [entry.group_id for entry in state.held() if not self._read_back(entry.group_id)]
         held = list(state.tickets)
+        in_place = incarnation is not None and incarnation == state.incarnation and not lost
         self._record(
             {
                 "kind": "opened", "boot": state.boot + 1, "epoch": state.epoch + 1,
+                "incarnation": -1 if incarnation is None else incarnation, "in_place": in_place,
                 "max_age": self.config.max_age, "groups_per_update": self.config.groups_per_update,
             }
         )  # fmt: skip
-        self._withdraw(held, "restart")
+        if not in_place:
+            self._withdraw(held, "restart")
+        for source, table in self._tables.items():
+            row = state.reuse.get(source)
+            if table.is_rate_limited and (row is None or row.rule != rule_of(table)):
+                new = rebased(table, state.num_open(source))
+                self._record({"kind": "rule", "source": source, **asdict(new)})
         if lost:
             self._record({"kind": "lost", "groups": lost})
         self._sweep()
@@ -132,13 +160,15 @@ class Books:
     def _sweep(self) -> None:
         """Evicts READY groups no batch may take any more, which makes room for new ones."""
         state = self.state
-        too_old = [g for version, ids in state.ready_by_version.items() if self._is_too_old(version) for g in ids]
+        dated = state.ready_by_version.items()
+        too_old = [g for (source, version), ids in dated if self._is_too_old(version, source) for g in ids]
         if too_old:
             too_old.sort(key=lambda group_id: state.entries[group_id].seq)
             self._record({"kind": "evicted", "groups": too_old, "reason": "too_old"})
 
-    def _is_too_old(self, version: int) -> bool:
-        return self.state.steps_committed - self.state.versions[version] > self.config.max_age
+    def _is_too_old(self, version: int, source: str = LIVE) -> bool:
+        bound = self.config.max_age if source == LIVE else self._tables[source].max_age
+        return bound is not None and self.state.steps_committed - self.state.versions[version] > bound
 
     def _withdraw(self, ticket_ids: Iterable[str], reason: str) -> None:
         for ticket_id in ticket_ids:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.config import ReplayConfig
-from actors.ports import BatchLease, RunFinished, StalledError, Ticket
+from actors.ports import BatchLease, RunFinished, StaleEpochError, StalledError, Ticket
 from actors.replay.core import ReplayCore
 from actors.replay.log import ReplayLog
 from rewards.trajectory import Group, PolicyVersion
@@ -49,6 +49,7 @@ class ReplayCache:
         *,
         directory: Path | None,
         seed: int,
+        incarnation: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Restores itself from its folder.
@@ -56,12 +57,14 @@ class ReplayCache:
         Args:
             directory: of log and snapshots; None keeps everything in memory.
             seed: decides the order in which frozen groups are handed out.
+            incarnation: start of the run; tickets and the lease of an earlier process of the same one stay valid.
             clock: seconds, never going back; decides when tickets and leases expire.
 
         Raises:
             CorruptLogError: the folder's history is damaged.
         """
-        self._core = ReplayCore(config, seed=seed, log=None if directory is None else ReplayLog(directory))
+        log = None if directory is None else ReplayLog(directory)
+        self._core = ReplayCore(config, seed=seed, log=log, incarnation=incarnation, now=clock())
         self._clock = clock
         self._timeout_s = config.wait_timeout_s
         self._ticket_waiters: list[_Waiter[Ticket]] = []
@@ -71,12 +74,13 @@ class ReplayCache:
 
     # -- RolloutReplayPort ----------------------------------------------------------------------------------------
 
-    async def take_ticket(self, worker_id: str, group_size: int) -> Ticket:
-        """Waits for admission, in turn. Raises StalledError at the deadline, RunFinished at the end."""
+    async def take_ticket(self, worker_id: str, group_size: int, key: str = "") -> Ticket:
+        """Waits for admission, in turn; repeating a key gives the same ticket. Raises StalledError at the deadline,
+        RunFinished at the end."""
         core = self._core
         waiter = _Waiter(
             worker_id,
-            lambda: core.take_ticket(worker_id, group_size, self._clock()),
+            lambda: core.take_ticket(worker_id, group_size, self._clock(), key),
             lambda: core.admission().reason,
             asyncio.get_running_loop().create_future(),
         )
@@ -93,8 +97,12 @@ class ReplayCache:
         self._serve()
 
     async def release_worker(self, worker_id: str) -> None:
-        """Whoever had this name is gone: its tickets come back at once, so that others may sample in their place."""
+        """Whoever had this name is gone: its tickets come back at once, so that others may sample in their place, and
+        its requests that still wait are given up, or the next tickets would go to nobody."""
         self._core.release_worker(worker_id)
+        for waiter in self._ticket_waiters:
+            if waiter.name == worker_id and not waiter.future.done():
+                waiter.future.set_exception(StaleEpochError(f"{worker_id} was replaced while it waited for a ticket"))
         self._serve()
 
     async def put(self, group: Group) -> str | None:
@@ -137,7 +145,7 @@ class ReplayCache:
         measured: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """The optimizer step is done. `dropped` names groups that were not trained, with the reason; `measured` says
-        what the learner saw of the others (loss, ratio), which prioritised tables draw by.
+        what the learner saw of the others (ratio, clipped), which prioritised tables draw by.
 
         Raises:
             StaleEpochError: the lease expired or was rolled back.

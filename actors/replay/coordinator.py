@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.config import ReplayConfig
-from actors.ports import BatchLease, RunFinished, StaleEpochError, StalledError, Ticket
-from actors.replay.levels import Levels, admission, total
+from actors.ports import RunFinished, StaleEpochError, StalledError, Ticket
+from actors.replay.books import remember
+from actors.replay.levels import Levels, admission, held_back, ready_within_rules, total
 from actors.replay.limiter import Admission
 from actors.replay.quotas import Composition, QuotaPlan, compose, shortage
 from actors.replay.shard import Offer, ShardPort, Told, shard_of, shard_of_id, shard_of_ticket
@@ -22,9 +24,6 @@ from rewards.trajectory import Group, PolicyVersion, Source
 
 POLL_S = 1.0
 """How often a caller that waits asks the shards for what they have not told: expired tickets, restarts."""
-
-MAX_FETCHES = 5
-"""Times a batch is fetched again because a shard was restarted in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +66,33 @@ class ReplayCoordinator:
         self._waits: dict[str, Callable[[], str]] = {}
         self._num_in_line = 0
         self._finished = False
+        self._lives: Counter[str] = Counter()
+        """How often each worker was released: requests of its earlier lives are void."""
+        self._served: OrderedDict[str, Ticket] = OrderedDict()
+        """Tickets by the key of their request."""
 
     # -- workers --------------------------------------------------------------------------------------------------
 
-    async def take_ticket(self, worker_id: str, group_size: int) -> Ticket:
-        """Waits for admission, in turn. Raises StalledError at the deadline, RunFinished at the end."""
+    async def take_ticket(self, worker_id: str, group_size: int, key: str = "") -> Ticket:
+        """Waits for admission, in turn; a key that this coordinator has served gives the same ticket again. Raises
+        StalledError at the deadline, RunFinished at the end."""
         await self._begin()
+        if key in self._served:
+            return self._served[key]
+        life = self._lives[worker_id]
         self._num_in_line += 1
         self._waits[worker_id] = lambda: self._admission().reason
         try:
             async with asyncio.timeout(self._config.wait_timeout_s), self._line:
                 while (due := self._admission().due) is None or self._finished:
                     self._check_goes_on()
+                    self._check_lives(worker_id, life)
                     await self._until_change()
-                return await _whole(self._issue(worker_id, group_size, due), self._unwanted)
+                self._check_lives(worker_id, life)
+                ticket = await _whole(self._issue(worker_id, group_size, due), self._unwanted)
+                if key:
+                    remember(self._served, key, ticket)
+                return ticket
         except TimeoutError as error:
             raise self._stalled(worker_id, self._admission().reason) from error
         finally:
@@ -93,7 +105,10 @@ class ReplayCoordinator:
         self._note(shard, await self._shards[shard].return_ticket(ticket_id, reason))
 
     async def release_worker(self, worker_id: str) -> None:
-        """Whoever had this name is gone: its tickets come back at once."""
+        """Whoever had this name is gone: its tickets come back at once, and its requests that still wait are given
+        up, or the next tickets would go to nobody."""
+        self._lives[worker_id] += 1
+        self._wake()
         await self._on_all(lambda shard: shard.release_worker(worker_id))
 
     async def note(self, shard: int, levels: Levels) -> None:
@@ -182,7 +197,7 @@ class ReplayCoordinator:
 
     async def _try_to_lease(self, step: int) -> bool:
         if self._lease is not None and self._clock() >= self._lease_deadline:
-            await self._give_back(self._lease.lease_id, "expired")
+            await self._give_back("expired")
         lease = self._lease
         if lease is not None and lease.step != step:
             raise StaleEpochError(
@@ -194,8 +209,8 @@ class ReplayCoordinator:
         while lease is None:
             offers = await self._offers(step)
             totals = total(self._levels)
-            composition = compose(self._plan, step, totals.ready)
-            self._shortage = shortage(composition, totals.num_running)
+            composition = compose(self._plan, step, ready_within_rules(totals, self._config))
+            self._shortage = shortage(composition, totals.num_running, held_back(totals, self._config))
             if composition.missing:
                 return False
             planned = _planned(step, totals, composition, offers)
@@ -211,6 +226,7 @@ class ReplayCoordinator:
                 f"lease of step {step}, but the shards have committed {sorted(steps)} steps: a commit was cut short. "
                 "Repeat that commit, or roll the cache back to the learner's checkpoint."
             )
+        self._shortage = "a shard of the replay cache that has not answered"
         offers = await asyncio.gather(*(shard.offer(step, self._config.groups_per_update) for shard in self._shards))
         for shard, offer in enumerate(offers):
             self._note(shard, offer.levels)
@@ -232,17 +248,18 @@ class ReplayCoordinator:
                 complete = complete and answer.value is not None
                 ages |= answer.value or {}
         if not complete:
-            await self._give_back(lease.lease_id, "incomplete")
+            await self._give_back("incomplete")
             for failure in failures:
                 raise failure
             return False
         self._lease = replace(lease, ages=ages)
         return True
 
-    async def _give_back(self, lease_id: str | None, reason: str) -> None:
-        """A shard that cannot be reached forgets its part of the lease when it is restarted."""
+    async def _give_back(self, reason: str) -> None:
+        """Whatever is leased anywhere, also by a call that was cut short. A shard that cannot be reached forgets its
+        part when it is restarted."""
         self._lease = None
-        calls = (shard.give_back(lease_id, reason) for shard in self._shards)
+        calls = (shard.give_back(None, reason) for shard in self._shards)
         for shard, answer in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
             if isinstance(answer, Levels):
                 self._note(shard, answer)
@@ -315,7 +332,7 @@ class ReplayCoordinator:
             if not self._levels:
                 self._levels = levels
             if len({part.steps_committed for part in levels}) == 1:
-                await self._give_back(None, "restart")
+                await self._give_back("restart")
 
     async def _on_all(self, call: Callable[[ShardPort], Awaitable[Levels]]) -> None:
         await self._on_each(lambda shard, _: call(shard), (None,) * len(self._shards))
@@ -361,49 +378,12 @@ class ReplayCoordinator:
         if self._finished:
             raise RunFinished("the run has ended")
 
+    def _check_lives(self, worker_id: str, life: int) -> None:
+        if self._lives[worker_id] != life:
+            raise StaleEpochError(f"{worker_id} was replaced while it waited for a ticket")
+
     def _stalled(self, name: str, reason: str) -> StalledError:
         return StalledError(f"{name} waited {self._config.wait_timeout_s:g} s: {reason}")
-
-
-class ShardedReplay:
-    """Implements RolloutReplayPort and LearnerReplayPort: groups go to and come from the shards directly, everything
-    else to the coordinator. Each process has one of its own."""
-
-    def __init__(self, coordinator: Any, shards: Sequence[ShardPort]) -> None:
-        self._coordinator, self._shards = coordinator, tuple(shards)
-
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        if method.startswith("_"):
-            raise AttributeError(method)
-        return getattr(self._coordinator, method)
-
-    async def put(self, group: Group) -> str | None:
-        """Stores a scored group on its ticket; why it was refused, or None."""
-        shard = shard_of(group, len(self._shards))
-        told = await self._shards[shard].put(group)
-        await self._coordinator.note(shard, told.levels)
-        return told.value
-
-    async def lease(self, step: int) -> BatchLease:
-        """Waits for a full batch for this step; repeating the call returns the same lease."""
-        for _ in range(MAX_FETCHES):
-            planned: PlannedLease = await self._coordinator.lease(step)
-            parts = await asyncio.gather(*(shard.fetch(planned.lease_id) for shard in self._shards))
-            groups = {group_id: group for part in parts for group_id, group in part.items()}
-            if all(group_id in groups for group_id in planned.group_ids):
-                return BatchLease(
-                    lease_id=planned.lease_id,
-                    step=planned.step,
-                    epoch=planned.epoch,
-                    groups=tuple(groups[group_id] for group_id in planned.group_ids),
-                    ages=planned.ages,
-                    shortfall=planned.shortfall,
-                    waited_s=planned.waited_s,
-                )
-        raise StalledError(
-            f"the batch of step {step} could not be fetched whole in {MAX_FETCHES} tries: shards of the replay cache "
-            "are restarted all the time. Their logs say why."
-        )
 
 
 def _planned(step: int, totals: Levels, composition: Composition, offers: Sequence[Offer]) -> PlannedLease:

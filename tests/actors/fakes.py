@@ -67,7 +67,7 @@ class FakeReplay:
     def outstanding(self) -> int:
         return len(self.issued) - len(self.fates)
 
-    async def take_ticket(self, worker_id: str, group_size: int) -> Ticket:
+    async def take_ticket(self, worker_id: str, group_size: int, key: str = "") -> Ticket:
         self.waiting += 1
         try:
             async with self._changed:

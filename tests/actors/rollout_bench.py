@@ -47,6 +47,7 @@ class Bench:
         max_num_seqs: int = 32,
         replay: FakeReplay | None = None,
         feed: TaskFeed | None = None,
+        weights_timeout_s: float = 600.0,
         greedy_baseline: bool = False,
         **engine_options: Any,
     ) -> None:
@@ -74,6 +75,7 @@ class Bench:
                 tasks=self.feed, replay=self.replay, scoring=self.scoring, weights=self.store, report=self.report
             ),
             seed=11,
+            weights_timeout_s=weights_timeout_s,
         )
 
     async def publish(self, step: int) -> PolicyVersion:

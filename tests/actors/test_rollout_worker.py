@@ -522,3 +522,11 @@ async def test_greedy_requests_of_an_evaluation_do_not_use_up_sampling_seeds(tmp
         groups = sorted(bench.replay.groups, key=lambda g: g.group_id)
         sampled.append([[t.token_ids.tolist() for t in g.trajectories] for g in groups])
     assert sampled[0] == sampled[1]
+
+
+async def test_weights_that_do_not_come_in_time_end_the_loop_with_the_reason(tmp_path, renderer):
+    replay = FakeReplay(2, min_step=lambda _: 9)
+    bench = await Bench(tmp_path, renderer, replay=replay, weights_timeout_s=0.05).start()
+    with pytest.raises(StalledError, match=r"weights with 9 committed steps; those it runs have 0"):
+        await bench.worker.run()
+    bench.assert_every_ticket_is_settled()

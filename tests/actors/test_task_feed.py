@@ -479,6 +479,15 @@ FeedMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40
 TestAnySequenceOfEvents = FeedMachine.TestCase
 
 
+async def test_a_repeated_request_gets_the_same_lease_also_from_a_rebuilt_feed(tmp_path):
+    feed = make_feed(tmp_path, num_tasks=4)
+    first = await feed.lease_task("w", "request-1")
+    assert await feed.lease_task("w", "request-1") == first
+    assert (await feed.lease_task("w", "request-2")).index == 1
+    feed.close()
+    assert (await make_feed(tmp_path, num_tasks=4).lease_task("w", "request-1")).lease_id == first.lease_id
+
+
 async def test_donors_wait_until_prompts_are_answered_right_often_enough(tmp_path):
     answer = make_trajectory(score=1.0)
     for folder, threshold, expected in (("low", 0.3, 1), ("high", 0.6, 0)):

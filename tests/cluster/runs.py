@@ -59,14 +59,14 @@ class Run:
     def log(self) -> str:
         return self._log.read_text()
 
-    def wait(self, timeout_s: float = 240.0) -> int:
+    def wait(self, timeout_s: float = 900.0) -> int:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.kill_everything()
             raise AssertionError(f"the run did not end in {timeout_s:g} s:\n{self.log[-4000:]}") from None
 
-    def wait_for_step(self, step: int, timeout_s: float = 180.0) -> None:
+    def wait_for_step(self, step: int, timeout_s: float = 900.0) -> None:
         """Until the learner has reported this many committed steps."""
         deadline = time.monotonic() + timeout_s
         while self.step() < step:
@@ -87,7 +87,7 @@ class Run:
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def wait_for_events(self, kind: str, count: int, timeout_s: float = 120.0) -> None:
+    def wait_for_events(self, kind: str, count: int, timeout_s: float = 900.0) -> None:
         """Until this many events of a kind have been told."""
         deadline = time.monotonic() + timeout_s
         while (seen := sum(line["kind"] == kind for line in self.lines("events.jsonl"))) < count:
@@ -96,10 +96,29 @@ class Run:
                 raise AssertionError(f"{seen} of {count} {kind}:\n{self.log[-4000:]}")
             time.sleep(0.2)
 
+    def pid_of(self, box: str) -> int:
+        """The process a box runs in, as the newest event tells."""
+        pids: dict[str, int] = {}
+        for line in self.lines("events.jsonl"):
+            match line["kind"]:
+                case "box_runs" | "box_restarted":
+                    pids[line["box"]] = line["pid"]
+                case "engine_started":
+                    pids[line["worker"]] = line["pid"]
+                case "learner_runs":
+                    pids |= line["pids"]
+        return pids[box]
+
+    def kill(self, box: str) -> int:
+        """SIGKILL of the process of one box; its id."""
+        pid = self.pid_of(box)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
     def scale(self, size: str, code: int = 0) -> str:
         """What `braid scale` says, from another process."""
         command = [sys.executable, "-m", "orchestrator.cli", "scale", str(self.folder), size]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert asked.returncode == code, asked.stdout + asked.stderr
         return asked.stdout + asked.stderr
 

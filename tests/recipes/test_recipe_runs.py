@@ -32,6 +32,8 @@ SLOW = {
     "dph_rl",
     "dppo_kl",
     "dro",
+    "fdpg",
+    "gdc",
     "gdpo",
     "grpo_passk",
     "mdpo",

@@ -72,8 +72,11 @@ async def test_a_ticket_waits_for_a_commit():
 async def test_a_lost_workers_tickets_go_to_others_at_once_and_what_it_still_puts_is_refused():
     cache = await make_cache()
     held = [await cache.take_ticket("rollout-0", 2) for _ in range(2)]
+    of_the_lost = await started(cache.take_ticket("rollout-0", 2))
     waiting = await started(cache.take_ticket("rollout-1", 2))
     await cache.release_worker("rollout-0")
+    with pytest.raises(StaleEpochError):
+        await of_the_lost
     assert (await waiting).worker_id == "rollout-1"
     await cache.put(live(held[0]))
     stats = await cache.stats()

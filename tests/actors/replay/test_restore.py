@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 
+from actors.config import ReplayConfig
 from actors.ports import StaleEpochError
-from actors.replay.log import CorruptLogError
+from actors.replay.core import ReplayCore
+from actors.replay.log import CorruptLogError, ReplayLog
 from actors.replay.records import Status
 from rewards import verdict
 from rewards.trajectory import PolicyVersion
@@ -263,3 +265,25 @@ def test_a_full_disk_after_a_commit_does_not_let_old_groups_through(tmp_path):
 
 def test_without_a_log_there_is_nothing_to_snapshot():
     assert make_core().snapshot() == ""
+
+
+def test_a_process_that_replaces_another_of_the_same_start_keeps_tickets_and_lease(tmp_path):
+    def opened(incarnation, now=0.0):
+        log = ReplayLog(tmp_path, fsync="never")
+        return ReplayCore(ReplayConfig(groups_per_update=2), log=log, incarnation=incarnation, now=now)
+
+    core = opened(0)
+    core.announce_version(PolicyVersion(0), 0)
+    store(core, 0, 0)
+    batch, held = lease(core), core.take_ticket("rollout-0", 2, 0.0, "request-1")
+    assert held is not None
+    again = opened(0, now=1000.0)
+    assert again.take_ticket("rollout-0", 2, 1000.0, "request-1") == held, "a repeated request got another ticket"
+    assert again.next_deadline() == 1000.0 + again.config.lease_timeout_s
+    assert lease(again).lease_id == batch.lease_id
+    assert again.put(live(held)) is None
+    again.commit(0, batch.lease_id)
+    assert drops(again) == {}
+    resumed = opened(1)
+    assert resumed.state.steps_committed == 1
+    assert not resumed.state.tickets
