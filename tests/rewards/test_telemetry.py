@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from actors.config import EngineConfig, ReplayConfig, RolloutConfig, SamplingConfig
+from actors.config import EngineConfig, ReplayConfig, RolloutConfig, SamplingConfig, WeightsConfig
 from actors.rules.actions import Drop
 from actors.tiny_model import _build_tokenizer
 from learner.config import (
@@ -67,6 +67,7 @@ def reported(tmp_path_factory):
             rules=("tests.rewards.test_telemetry:drop_every_third",),
         ),
         replay=ReplayConfig(groups_per_update=4, quotas={"expert": "1/2"}),
+        weights=WeightsConfig(directory=str(folder)),  # tests of other processes share the default one
         evaluation=EvaluationConfig(split_by="coverage"),
         checkpoint=CheckpointConfig(every=1),
         tracking=TrackingConfig(sinks=()),
