@@ -50,6 +50,7 @@ from learner.losses.config import (
     SoftGateSurrogate,
     SquaredLogRatio,
     TeacherDivergence,
+    TiltedTargetGradient,
     TraceWeightedPolicyGradient,
     WeightedPolicyGradient,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherDivergence",
     "Term",
+    "TiltedTargetGradient",
     "TraceWeightedPolicyGradient",
     "WeightedPolicyGradient",
 ]

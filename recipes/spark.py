@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from actors.config import SamplingConfig
 from learner.config import ClippedSurrogate, Term
 from orchestrator.config import RunConfig
 from recipes._guided import guided_run
@@ -20,5 +21,6 @@ def spark() -> RunConfig:
         ],
         terms=[Term(loss=ClippedSurrogate(), aggregation="token")],
         engine=ROOM,
+        sampling=SamplingConfig(max_new_tokens=96),
         reward=RewardConfig(components={"correct": RewardComponent(verifier="rewards.judge_tasks:answer_or_label")}),
     )

@@ -31,10 +31,10 @@ class TableConfig(Section):
     """Who is handed out next. stalest: least used, then oldest weights (the default of live). passes: each group once
     per pass, in seeded orders (the default of all others). fifo: least used, then oldest arrival. lifo: newest
     arrival. uniform: drawn with equal chances. prioritised: drawn by `priority`."""
-    priority: Literal["advantage", "loss", "ratio"] = "advantage"
+    priority: Literal["advantage", "ratio", "clipped"] = "advantage"
     """What makes a group likely in a prioritised table. advantage: mean |score - mean of the group|, known when it is
-    stored. loss, ratio: what the learner reports of its last training (mean |loss| per token; mean |ratio - 1|); until
-    then a group has the highest priority of its table."""
+    stored. ratio, clipped: what the learner saw at its last training (mean |ratio - 1| of the answers; share of tokens
+    outside the clip bounds); until then a group has the highest priority of its table."""
     priority_exponent: float = Field(default=1.0, ge=0)
     """Chances are in proportion to priority ** exponent; 0 makes them equal."""
     max_groups: int | None = Field(default=None, ge=1)

@@ -300,7 +300,7 @@ class ReplayCore(Books):
         """The groups of the lease were trained on, except the dropped ones, which are evicted with their reason.
 
         Args:
-            measured: by group, what the learner saw of it (loss, ratio); the priority of its table is taken from it.
+            measured: by group, what the learner saw of it (ratio, clipped); the priority of its table is taken from it.
 
         Raises:
             StaleEpochError: the lease is not the outstanding one, so its groups may be trained on by someone else.

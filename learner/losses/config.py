@@ -280,6 +280,19 @@ class GroupPreference(GroupLossParams):
     needs: ClassVar[frozenset[Need]] = frozenset({"reference_logprobs", "scores"})
 
 
+class TiltedTargetGradient(GroupLossParams):
+    """Matching of the reference tilted by the score (GDC, f-DPG); advantage "score"."""
+
+    name: Literal["tilted_target_gradient"] = "tilted_target_gradient"
+    beta: float = Field(default=1.0, gt=0)
+    """Reward units per nat: the smaller, the farther the target lies from the reference."""
+    divergence: Literal["kl", "reverse_kl", "js", "tv", "chi2", "reverse_chi2"] = "reverse_kl"
+    """kl: KL(target || policy), covers; reverse_kl: RL with a KL penalty, seeks a mode; the others lie between."""
+    max_slope: float = Field(default=100.0, gt=0)
+    """Largest slope of the divergence, which some lose where the policy all but lost a sequence."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"behavior_logprobs", "reference_logprobs", "scores"})
+
+
 class PairwisePreference(GroupLossParams):
     """Better over worse members through log-ratios to the reference (DPO, IPO)."""
 
@@ -393,6 +406,7 @@ Loss = Annotated[
     | TeacherDivergence
     | TraceWeightedPolicyGradient
     | BehaviorKL
+    | TiltedTargetGradient
     | LogRatioRegression,
     Field(discriminator="name"),
 ]

@@ -32,6 +32,8 @@ SLOW = {
     "dph_rl",
     "dppo_kl",
     "dro",
+    "fdpg",
+    "gdc",
     "gdpo",
     "grpo_passk",
     "mdpo",
@@ -54,8 +56,8 @@ SLOW = {
 }
 """All of their machinery runs in other recipes."""
 
-JUDGED = {"brpo", "fapo", "ppr", "reward_dance", "rlbff", "rlmt", "rubric_anchors"}
-"""They ask a model the user names: see test_judged_recipes."""
+JUDGED = {"brpo", "fapo", "j1", "ppr", "reward_dance", "rlbff", "rlmt", "rubric_anchors", "spark"}
+"""They ask a model the user names, or train one that judges: see test_judged_recipes."""
 
 
 @pytest.mark.timeout(120)

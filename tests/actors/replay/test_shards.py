@@ -252,7 +252,7 @@ async def test_an_expired_lease_goes_back_in_every_shard(tmp_path):
 
 
 async def test_prioritised_draws_over_shards_follow_the_weights_of_all(tmp_path):
-    table = TableConfig(order="prioritised", priority="loss")
+    table = TableConfig(order="prioritised", priority="ratio")
     cluster = Cluster(tmp_path, quotas={"expert": 1}, groups_per_update=1, tables={"expert": table})
     await cluster.begin()
     heavy, counts = "e3", Counter()
@@ -260,7 +260,7 @@ async def test_prioritised_draws_over_shards_follow_the_weights_of_all(tmp_path)
         batch = await cluster.port.lease(step)
         (group,) = batch.groups
         counts[group.group_id] += 1
-        loss = {"loss": 11.0 if group.group_id == heavy else 1.0}
+        loss = {"ratio": 11.0 if group.group_id == heavy else 1.0}
         await cluster.port.commit(step, batch.lease_id, measured={group.group_id: loss})
     assert 35 < counts[heavy] < 85  # half of the weight lies on it
     assert len(counts) == 12

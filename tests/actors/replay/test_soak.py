@@ -26,7 +26,7 @@ BATCH = 4
 MAX_AGE = 2
 PAST = TableConfig(
     order="prioritised",
-    priority="loss",
+    priority="ratio",
     max_groups=6,
     max_per_prompt=2,
     remove="lowest_priority",
@@ -144,7 +144,7 @@ class Soak:
             return
         step, lease_id, names = self.leased
         dropped = [name for name in names if self.random.random() < 0.05]
-        measured = {name: {"loss": self.random.random()} for name in names}
+        measured = {name: {"ratio": self.random.random()} for name in names}
         self.core.commit(step, lease_id, dict.fromkeys(dropped, "nan"), measured)
         self.core.commit(step, lease_id, {}, measured)
         self.batches.append([name for name in names if name not in dropped])
