@@ -17,8 +17,10 @@ from actors.finisher import Finisher
 from actors.model_store import resolve_model
 from actors.renderer import Renderer
 from actors.replay.cache import ReplayCache
-from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.coordinator import ReplayCoordinator
+from actors.replay.imports import check_needs, imported_groups
 from actors.replay.shard import ReplayShard
+from actors.replay.sharded import ShardedReplay
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.rules.config import donor_tables
@@ -228,6 +230,24 @@ def expert_groups(tasks: Sequence[Task], renderer: Renderer) -> Iterator[Group]:
         if task.expert:
             answers = [renderer.answer_ids(response.text) for response in task.expert]
             yield expert_group(task, renderer.prompt_ids(task.messages), answers)
+
+
+def frozen_groups(spec: RunSpec, tasks: Sequence[Task]) -> Iterator[Group]:
+    """All the replay cache is filled with before the run: expert responses of the tasks, and imports.
+
+    Raises:
+        ImportedDataError: an import cannot be read, or lacks what a term of its source needs.
+    """
+    if "expert" not in spec.replay.quotas and not spec.replay.imports:
+        return
+    renderer = make_renderer(spec)
+    if "expert" in spec.replay.quotas:
+        yield from expert_groups(tasks, renderer)
+    for entry in spec.replay.imports:
+        needs = frozenset(need for term in spec.terms if term.source == entry.source for need in term.needs)
+        for group in imported_groups(entry, renderer):
+            check_needs(group, needs, entry.path)
+            yield group
 
 
 def pin_to_cores(cores: str | None) -> None:

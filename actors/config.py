@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from actors.replay.config import TableConfig
+from actors.replay.config import ImportConfig, TableConfig
+from actors.search.config import SearchConfig
 from rewards.config import Section, SourceName
 
 
@@ -92,6 +93,8 @@ class RolloutConfig(Section):
     """Rules applied to a scored group before it is stored, e.g. "drop_constant"."""
     likelihood: LikelihoodConfig | None = None
     """Adds the likelihood gain of the reference to each score; None pays for what the verifiers say alone."""
+    search: SearchConfig | None = None
+    """Answers hard prompts by a search over segments; None answers all of them independently."""
     drop_greedily_solved: bool = False
     """Each task is answered greedily first, and dropped when that answer is right (SELF)."""
     greedy_baseline: bool = False
@@ -121,6 +124,8 @@ class ReplayConfig(Section):
     """How often one group may be trained on; absent: 1 for live, unlimited for expert, teacher and other_run."""
     tables: dict[SourceName, TableConfig] = Field(default_factory=dict)
     """How groups of each source are kept and chosen; absent ones follow the defaults of `TableConfig`."""
+    imports: tuple[ImportConfig, ...] = ()
+    """Frozen groups of other runs, teachers and experts, stored when the run starts."""
     num_shards: int = Field(default=1, ge=1)
     """Processes the groups are spread over; above 1 a coordinator decides over them. Byte and group limits of tables
     then hold in each of them."""
@@ -156,6 +161,26 @@ class ReplayConfig(Section):
                 "tables.live has max_groups, max_bytes or max_per_prompt: evicting fresh rollouts would waste what "
                 "admission has just asked for. Lower replay.max_age, or set replay.held_bytes."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_own_past_is_collected(self) -> ReplayConfig:
+        for source, table in self.tables.items():
+            if source != "own_past" and (table.max_age is not None or table.is_rate_limited):
+                raise ValueError(
+                    f"tables.{source} sets max_age, min_groups or uses_per_insert, which count groups collected while "
+                    "the run goes on: only own_past has those. Live groups have replay.max_age and max_uses."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _imports_are_handed_out(self) -> ReplayConfig:
+        for entry in self.imports:
+            if entry.source not in self.quotas:
+                raise ValueError(
+                    f"imports of {entry.path!r} count as {entry.source!r}, which has no quota: no batch would take "
+                    f"them. Add replay.quotas={{'{entry.source}': '1/4'}}."
+                )
         return self
 
     @model_validator(mode="after")

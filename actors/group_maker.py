@@ -11,12 +11,13 @@ from actors.assemble import expert_group, group_from_completions
 from actors.config import RolloutConfig
 from actors.contexts.render import PLAIN, Attempt, RenderedPrompt, guided_messages, render_prompt, shown_text
 from actors.draws import sampling_seed
-from actors.engines.protocol import Engine, SamplingRequest
+from actors.engines.protocol import Completion, Engine, SamplingRequest
 from actors.finisher import Decision
 from actors.likelihood import Likelihoods
 from actors.ports import LeasedTask, Outcome, ScorePort, Ticket
 from actors.renderer import Renderer
 from actors.rules.actions import Fork
+from actors.search.sampling import search_answers
 from rewards.task import Task
 from rewards.trajectory import Group, SamplingRecord, Trajectory
 
@@ -74,7 +75,11 @@ class GroupMaker:
             seed=seed,
         )
         began = time.monotonic()
-        completions = await self._engine.generate([*prompt.prompt_ids, *prompt.forced_ids], request)
+        shown = [*prompt.prompt_ids, *prompt.forced_ids]
+        if is_trained and self._is_searched(leased):
+            completions = await self._searched(leased.task, shown, len(prompt.prompt_ids), request)
+        else:
+            completions = await self._engine.generate(shown, request)
         self._seconds["generate_s"] += time.monotonic() - began
         group = group_from_completions(
             replace(leased, context=prompt.context),
@@ -90,6 +95,26 @@ class GroupMaker:
         if self._config.likelihood is None or not is_trained:
             return group
         return await self._likelihoods.paid(leased.task, group, self._config.likelihood)
+
+    def _is_searched(self, leased: LeasedTask) -> bool:
+        search = self._config.search
+        if search is None or leased.row is None or leased.donors.get(search.table):
+            return False
+        return search.when.holds(leased.row, epoch=0)
+
+    async def _searched(
+        self, task: Task, shown: list[int], num_prompt: int, request: SamplingRequest
+    ) -> list[Completion]:
+        """Answers of one tree; what ends on the way is judged at once, a forced beginning with it."""
+        assert self._config.search is not None  # _is_searched looks
+
+        async def judge(answers: Sequence[Completion]) -> list[bool]:
+            texts = [self._renderer.decode([*shown[num_prompt:], *answer.token_ids.tolist()]) for answer in answers]
+            verdicts = await self._scoring.score(task, texts, ())
+            return [verdict.is_right for verdict in verdicts]
+
+        self._counts["groups_searched"] += 1
+        return await search_answers(self._engine, shown, request, judge, self._config.search)
 
     async def with_experts(self, leased: LeasedTask) -> LeasedTask:
         """The lease with the task's own expert answers among its donors, judged like anybody's; rejected ones not."""

@@ -36,12 +36,18 @@ class Attempts:
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._jitter = random.Random()  # not seeded: it spreads retries and decides nothing
         self.counts: Counter[str] = Counter()
-        self.busy_s = 0.0
+        self.service_s = 0.0
         self.num_waiting = 0
 
     def resize(self, num: int) -> None:
         """Requests from now on; those in flight keep their places."""
         self._slots = asyncio.Semaphore(num)
+
+    def stats(self) -> dict[str, float]:
+        """Totals of requests, retries and faults, seconds they took, and requests that wait."""
+        names = ("requests", "retried", "unreadable", "service_faults", "timeouts")
+        counts = {name: float(self.counts[name]) for name in names}
+        return {**counts, "queued": self.num_waiting, "service_s": self.service_s}
 
     async def __call__(self, call: Callable[[int], Awaitable[Any]]) -> Any:
         """The first result of `call(attempt)`.
@@ -61,13 +67,13 @@ class Attempts:
                 self.counts["timeouts"] += 1
                 raise ServiceError(f"no answer within total_timeout_s={self._limits.total_timeout_s}") from None
             finally:
-                self.busy_s += time.monotonic() - began
+                self.service_s += time.monotonic() - began
 
     async def _attempts(self, call: Callable[[int], Awaitable[Any]]) -> Any:
         fault: Exception = ServiceError("never asked")
         for attempt in range(self._limits.num_attempts):
             if attempt > 0:
-                self.counts["retries"] += 1
+                self.counts["retried"] += 1
                 pause = getattr(fault, "pause_s", None)
                 if pause is None:
                     pause = FIRST_PAUSE_S * 2 ** (attempt - 1) * (1 + self._jitter.random() / 2)
@@ -159,7 +165,7 @@ class JudgeBackend:
                 results = [_infra(f"{len(results)} verdicts for {len(answers)} answers")] * len(answers)
             for row, result in zip(rows, results, strict=True):
                 row[name] = _as_verdict(result, name)
-        return rows
+        return list(rows)
 
     async def _judged(self, name: str, subject: str | Sequence[str], task: Task) -> Any:
         """What a judge says; whatever else happens is a verdict without a score."""
@@ -228,10 +234,7 @@ class JudgeBackend:
     def stats(self) -> Mapping[str, float]:
         """Totals of requests, retries and faults, seconds and tokens the model took, and requests that wait."""
         return {
-            **{name: self._attempts.counts[name] for name in ("requests", "retries", "unreadable", "service_faults")},
-            "timeouts": self._attempts.counts["timeouts"],
-            "queued": self._attempts.num_waiting,
-            "busy_s": self._attempts.busy_s,
+            **self._attempts.stats(),
             "tokens": getattr(self._client, "tokens", 0),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,7 +320,8 @@ class LearnerWorker:
         if report.skipped:
             dropped = {g.group_id: report.skip_reason or "skipped" for g in lease.groups}
             await self._report_skipped(lease, report)
-        await self._ports.replay.commit(self._step, lease.lease_id, dropped=dropped)
+        measured = {} if report.skipped else measured_of(lease, report)
+        await self._ports.replay.commit(self._step, lease.lease_id, dropped=dropped, measured=measured)
         if report.members and not report.skipped:
             await self._ports.report.event("trained", _record_of(lease, report, self._step))
         self._batches[self._step] = [g.group_id for g in lease.groups if g.group_id not in dropped]
@@ -433,6 +434,27 @@ def _record_of(lease: BatchLease, report: StepReport, step: int) -> dict[str, An
             for name, records in groups.items()
         },
     }
+
+
+def measured_of(lease: BatchLease, report: StepReport) -> dict[str, dict[str, float]]:
+    """What prioritised tables draw by: of each group mean |ratio - 1| and clipped share, weighted by trained tokens."""
+    members, measured = iter(report.members), {}
+    for group in lease.groups:
+        records = [record for _ in group.trajectories if (record := next(members, None)) is not None]
+        values = {
+            "ratio": _mean((r.num_tokens, abs(r.ratio - 1)) for r in records if r.ratio is not None),
+            "clipped": _mean((r.num_tokens, r.clipped) for r in records if r.clipped is not None),
+        }
+        known = {name: value for name, value in values.items() if value is not None}
+        if known:
+            measured[group.group_id] = known
+    return measured
+
+
+def _mean(weighted: Iterable[tuple[int, float]]) -> float | None:
+    pairs = list(weighted)
+    total = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / total if total else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -163,7 +163,7 @@ class LearnerReplayPort(Protocol):
         measured: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """The optimizer step is done. `dropped` names groups that were not trained, with the reason (e.g. nan);
-        `measured` says by group what the learner saw of it (loss, ratio)."""
+        `measured` says by group what the learner saw of it (ratio, clipped)."""
 
     async def announce_version(self, version: PolicyVersion, step: int) -> None:
         """Weights `version` contain `step` committed steps; told before anyone can sample with them."""

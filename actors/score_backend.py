@@ -84,9 +84,8 @@ class EndpointBackend:
         self._attempts.resize(num_processes)
 
     def stats(self) -> Mapping[str, float]:
-        """Totals of requests, retries and faults, and requests that wait."""
-        counts = self._attempts.counts
-        return {**counts, "queued": self._attempts.num_waiting, "busy_s": self._attempts.busy_s}
+        """Totals of requests, retries and faults, seconds they took, and requests that wait."""
+        return self._attempts.stats()
 
     def close(self) -> None:
         """Called from another thread while the loop runs."""

@@ -20,8 +20,9 @@ from actors.assembly import RunSpec
 from actors.pools import ScorePool
 from actors.remote import LOST, ActorPort, Joined, Located, end_actor, this_node
 from actors.replay.cache import ReplayCache
-from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.coordinator import ReplayCoordinator
 from actors.replay.shard import ReplayShard, ShardPort
+from actors.replay.sharded import ShardedReplay
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
 from actors.task_feed import TaskFeed
@@ -76,10 +77,15 @@ class ReplayShardActor(Located, ReplayShard):
 
 
 class ReplayCoordinatorActor(Located, ReplayCoordinator):
-    """The coordinator of all shards in a process of its own; sums the shards when restarted."""
+    """The coordinator of all shards in a process of its own; sums the shards when restarted.
 
-    def __init__(self, spec: RunSpec, shards: Sequence[Any]) -> None:
-        super().__init__(spec.replay, shards)
+    It finds them by name: Ray cannot restart an actor whose handles to others were arguments that went out of scope.
+    """
+
+    def __init__(self, spec: RunSpec, namespace: str) -> None:
+        names = [_shard_name(shard) for shard in range(spec.replay.num_shards)]
+        shards = [ActorPort(ray.get_actor(name, namespace), name=name, namespace=namespace) for name in names]
+        super().__init__(spec.replay, cast(Sequence[ShardPort], shards))
 
 
 class TaskFeedActor(Located, TaskFeed):
@@ -277,15 +283,16 @@ class RemoteLeader:
 
 
 def spawn_replay(spec: RunSpec, namespace: str, node: str) -> ActorPort | ShardedReplay:
-    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember."""
+    """One actor, or a coordinator and its shards, which Ray restarts: what they lose their folders remember, and calls
+    to them wait until they are back."""
     if spec.replay.num_shards == 1:
         return _named(ReplayActor, "replay", namespace, spec, **_only_on(node))
     shards = [
-        _named(ReplayShardActor, f"replay-shard-{shard}", namespace, spec, shard, **_only_on(node))
+        _named(ReplayShardActor, _shard_name(shard), namespace, spec, shard, **_only_on(node))
         for shard in range(spec.replay.num_shards)
     ]
-    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, shards, **_only_on(node))
-    return ShardedReplay(coordinator, cast(Sequence[ShardPort], shards))
+    coordinator = _named(ReplayCoordinatorActor, "replay", namespace, spec, namespace, **_only_on(node))
+    return ShardedReplay(cast(ReplayCoordinator, coordinator), cast(Sequence[ShardPort], shards))
 
 
 def spawn_task_feed(spec: RunSpec, namespace: str, node: str) -> ActorPort:
@@ -335,7 +342,7 @@ class LearnerGroup:
 
     async def trains(self) -> bool:
         """Whether all ranks answer and their leader's loop has begun."""
-        return await self.is_whole() and await self.ranks[0].trains.remote()
+        return await self.is_whole() and bool(await self.ranks[0].trains.remote())
 
     async def is_whole(self) -> bool:
         """Whether all ranks answer; a rank whose model is loading does not yet."""
@@ -387,7 +394,7 @@ async def place_learner(
     return LearnerGroup(spec, namespace, tuple(ranks), place)
 
 
-async def preload_experts(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
+async def preload_frozen(replay: ActorPort | ShardedReplay, groups: Sequence[Group], chunk: int = 512) -> None:
     """Puts frozen groups into the cache in calls of bounded size."""
     for start in range(0, len(groups), chunk):
         await replay.preload(list(groups[start : start + chunk]))
@@ -413,6 +420,10 @@ def _weights_for_this_node(spec: RunSpec, store: Any) -> Any:
         keep_versions=spec.weights.keep_versions,
         always=spec.weights.transport == "object_store",
     )
+
+
+def _shard_name(shard: int) -> str:
+    return f"replay-shard-{shard}"
 
 
 def nodes_for(role: str, spec: RunSpec) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from learner.losses.config import (
     SoftGateSurrogate,
     SquaredLogRatio,
     TeacherDivergence,
+    TiltedTargetGradient,
     TraceWeightedPolicyGradient,
     WeightedPolicyGradient,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "TeacherConfig",
     "TeacherDivergence",
     "Term",
+    "TiltedTargetGradient",
     "TraceWeightedPolicyGradient",
     "WeightedPolicyGradient",
 ]
@@ -212,6 +214,8 @@ class Term(Section):
     """How scores of a group become advantages; ignored by losses that need none."""
     advantage_options: dict[str, float] = Field(default_factory=dict)
     """Options of that advantage by name, e.g. {"shift": -0.1}."""
+    members: Literal["all", "right"] = "all"
+    """right: only trajectories that are right by the reward's success component; the others are in no denominator."""
     compared_with: Literal["source", "group"] = "source"
     """Whose scores make the statistics: members of the same source only, or all members of the group (LUFFY)."""
     against: SourceName | None = None

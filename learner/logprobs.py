@@ -79,6 +79,13 @@ def vocabulary_measures(
     return measures
 
 
+@torch.no_grad()
+def likeliest_tokens(hidden: Tensor, weight: Tensor, *, chunk_tokens: int = 256) -> Tensor:
+    """[M] int64 the token with the largest logit of each [M, H] hidden state under the [V, H] head."""
+    chunks = hidden.split(chunk_tokens)
+    return torch.cat([_tile_logits(chunk, weight, 1.0, None).argmax(1) for chunk in chunks])
+
+
 def vocabulary_divergence(
     hidden: Tensor,
     weight: Tensor,

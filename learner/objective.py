@@ -315,6 +315,7 @@ def _mask(trajectory: Trajectory, term: Term) -> BoolArray:
         trajectory.source not in term.sources
         or _is_greedy(trajectory)
         or ("scores" in term.loss.needs and trajectory.score is None)
+        or (term.members == "right" and not trajectory.is_right)
     ):
         return np.zeros(len(trajectory.token_ids), dtype=np.bool_)
     return _trainable(trajectory)

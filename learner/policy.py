@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.attention import ATTENTION_NAME
 from learner.batch import MicroBatch, TrainingSequence, collate
-from learner.logprobs import token_logprobs, vocabulary_divergence, vocabulary_measures
+from learner.logprobs import likeliest_tokens, token_logprobs, vocabulary_divergence, vocabulary_measures
 from rewards.trajectory import Float32Array
 
 if TYPE_CHECKING:  # the model side runs where pydantic is not installed
@@ -90,7 +90,7 @@ class Policy(nn.Module):
         self._chunk_tokens = chunk_tokens
 
     @classmethod
-    def load(cls, model_path: str | Path, **options: Any) -> Policy:
+    def load(cls, model_path: str | Path, **options: Any) -> Self:
         """Reads a folder in Hugging Face format; `options` are those of the constructor."""
         return cls(AutoModelForCausalLM.from_pretrained(str(model_path), dtype=torch.float32), **options)
 
@@ -148,6 +148,11 @@ class Policy(nn.Module):
     def predictor_states(self, batch: MicroBatch) -> Tensor:
         """[M, H] hidden states behind the final norm at the nodes that predict a trained token."""
         return self._hidden_states(batch).index_select(0, batch.predictors)
+
+    @torch.no_grad()
+    def likeliest_tokens(self, batch: MicroBatch) -> Tensor:
+        """[M] the token this policy finds likeliest at each of `batch.predictors`."""
+        return likeliest_tokens(self.predictor_states(batch), self._head_weight, chunk_tokens=self._chunk_tokens)
 
     @torch.no_grad()
     def as_teacher(self, batch: MicroBatch, mixture: float) -> TeacherView:

@@ -23,11 +23,15 @@ class Episode:
         rewards: [n] reward units, of each token.
         values: [n] reward units, the critic's expectation before each token.
         ratios: [n] probability of each token at the start of the update over that of the sampling policy.
+        taken_gaps, greedy_gaps: [n] nats from the policy's likeliest token down to the one taken, and to the one the
+            reference finds likeliest; None where no target reads them.
     """
 
     rewards: Float64Array
     values: Float64Array
     ratios: Float64Array
+    taken_gaps: Float64Array | None = None
+    greedy_gaps: Float64Array | None = None
 
 
 Returns = tuple[Float64Array, Float64Array]
@@ -75,8 +79,26 @@ def v_trace(
     return advantages, targets
 
 
-RETURNS: Mapping[str, Callable[..., Returns]] = {"gae": gae, "v_trace": v_trace}
-"""Values of `Term.advantage` that read a critic, and of `CriticConfig.target`."""
+def conservative(episode: Episode, *, discount: float = 1.0, scale: float = 1.0) -> Returns:
+    """One-step targets that believe in the reference's next token, never in the best one the critic can imagine.
+
+    Q(s, a) = V(s) + scale (ln p(a | s) - max ln p(. | s))
+    target_t = R_t + discount Q(s_{t+1}, the reference's likeliest token) - (Q - V)(s_t, a_t);  A = target - V
+
+    Raises:
+        ValueError: the episode has no gaps.
+
+    Source: B-Coder, arXiv:2310.03173, with the policy's log-probs as logits and without a frozen part of the value.
+    """
+    if episode.taken_gaps is None or episode.greedy_gaps is None:
+        raise ValueError("conservative targets need the gaps of an episode, got None")
+    believed = episode.values + scale * episode.greedy_gaps
+    targets = episode.rewards + discount * np.append(believed[1:], 0.0) - scale * episode.taken_gaps
+    return targets - episode.values, targets
+
+
+RETURNS: Mapping[str, Callable[..., Returns]] = {"gae": gae, "v_trace": v_trace, "conservative": conservative}
+"""Values of `CriticConfig.target`, and but for the last of `Term.advantage`."""
 
 
 def episodes(
@@ -85,6 +107,7 @@ def episodes(
     values: Sequence[Float32Array],
     ratios: Sequence[Float32Array] | None = None,
     token_rewards: Sequence[Float32Array] | None = None,
+    gaps: tuple[Sequence[Float32Array], Sequence[Float32Array]] | None = None,
 ) -> list[Episode | None]:
     """One per trajectory with a chosen token; its score is the reward of the last of them.
 
@@ -92,6 +115,7 @@ def episodes(
         masks: [T] per trajectory, the tokens of the episode.
         values, ratios, token_rewards: [T] per trajectory, known where masked; ratios of None are 1. The last are added
             to the score.
+        gaps: taken and greedy, likewise.
     """
     found: list[Episode | None] = []
     for index, (mask, score, column) in enumerate(zip(masks, scores, values, strict=True)):
@@ -103,5 +127,6 @@ def episodes(
             rewards += token_rewards[index][mask]
         rewards[-1] += score
         ratio = np.ones(len(rewards)) if ratios is None else ratios[index][mask].astype(np.float64)
-        found.append(Episode(rewards, column[mask].astype(np.float64), ratio))
+        own_gaps = () if gaps is None else (column[index][mask].astype(np.float64) for column in gaps)
+        found.append(Episode(rewards, column[mask].astype(np.float64), ratio, *own_gaps))
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -44,13 +46,27 @@ def init_ranks(rank: int, world_size: int, init_method: str | None) -> None:
     device = rank_device(rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    is_tcp = init_method.startswith("tcp://")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=init_method,
+        init_method=None if is_tcp else init_method,
+        store=_meeting(init_method, rank, world_size) if is_tcp else None,
         rank=rank,
         world_size=world_size,
         timeout=COLLECTIVE_TIMEOUT,
     )
+
+
+def _meeting(address: str, rank: int, world_size: int) -> dist.TCPStore:
+    """The store at tcp://host:port. It asks nobody who they are, so rank 0 listens at that address alone; torch by
+    itself would at all addresses of the machine."""
+    place = urlsplit(address)
+    host, port = str(place.hostname), int(place.port or 0)
+    listener = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family).detach()
+    return dist.TCPStore(host, port, world_size, rank == 0, COLLECTIVE_TIMEOUT, master_listen_fd=listener)
 
 
 def shard_policy(policy: AnyPolicy, world_size: int) -> AnyPolicy:
@@ -70,7 +86,8 @@ def shard_policy(policy: AnyPolicy, world_size: int) -> AnyPolicy:
     for layer in policy.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
-    register_fsdp_forward_method(policy, "as_teacher")
+    for method in ("as_teacher", "likeliest_tokens"):
+        register_fsdp_forward_method(policy, method)
     return policy
 
 

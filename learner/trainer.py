@@ -20,7 +20,7 @@ from learner.advantages import Float64Array
 from learner.batch import Columns, MicroBatch, TrainingSequence, training_sequences
 from learner.companions.config import CriticConfig
 from learner.companions.critic import CriticPlan, load_critic, with_token_advantages
-from learner.companions.critic_learner import CriticLearner
+from learner.companions.critic_learner import CriticLearner, measure_gaps
 from learner.config import LearnerConfig, Term
 from learner.members import MemberRecord, member_records, member_sums
 from learner.objective import BatchPlan, Objective, is_maximum, join_metrics
@@ -119,7 +119,9 @@ class Trainer:
             )
         own_critic = config.critic if "values" in self.objective.needs else None
         self._kl_in_reward = own_critic.kl_in_reward if own_critic is not None else 0.0
-        self._reads_reference = "reference_logprobs" in self.objective.needs or self._kl_in_reward > 0
+        self._reads_gaps = own_critic is not None and own_critic.target == "conservative"
+        of_critic = own_critic is not None and own_critic.reads_reference
+        self._reads_reference = "reference_logprobs" in self.objective.needs or of_critic
         self.device = rank_device(rank)
         if self.device.type == "cpu":
             torch.set_num_threads(config.threads_per_rank)
@@ -328,7 +330,7 @@ class Trainer:
                 evaluate = partial(_frozen_logprobs, self.teacher)
                 columns["teacher_logprobs"] = plan.spread(update.measure(1, evaluate)[0])
         first: dict[str, Float64Array] = {}
-        if self.objective.has_statistics or self._reads_ratios:
+        if self.objective.has_statistics or self._reads_ratios or self._reads_gaps:
             with clock.phase("first_pass"):
                 first = self._first_pass(update)
         critic_plan = None
@@ -341,6 +343,7 @@ class Trainer:
                 values=values,
                 ratios=_ratios(plan.spread(first["logprobs"]), behavior) if self._reads_ratios else None,
                 token_rewards=self._kl_rewards(behavior, columns),
+                gaps=self._gaps(plan, update, first["logprobs"]) if self._reads_gaps else None,
             )
             plan = with_token_advantages(self._terms, plan, source)
             critic_plan = self.critic.plan(self._terms, plan, source)
@@ -348,6 +351,13 @@ class Trainer:
             reference = columns.get("reference_logprobs")
             columns |= statistic_columns(self._terms, plan, behavior, first, step, reference)
         return plan, {**plan.columns, **columns}, critic_plan
+
+    def _gaps(
+        self, plan: BatchPlan, update: Update, taken: Float64Array
+    ) -> tuple[Sequence[Float32Array], Sequence[Float32Array]]:
+        """[T] per trajectory, taken and greedy, see `Episode`; collective."""
+        largest, greedy = update.measure(2, partial(measure_gaps, self.policy, self.reference))
+        return plan.spread(taken - largest), plan.spread(greedy)
 
     def _kl_rewards(
         self, behavior: Sequence[Float32Array], columns: Mapping[str, Sequence[Float32Array]]

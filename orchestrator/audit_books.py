@@ -106,6 +106,9 @@ class AuditBooks:
         self.epoch, self.max_age = state["epoch"], event["max_age"]
         self.groups_per_update = event["groups_per_update"]
 
+    def _on_rule(self, event: Mapping[str, Any]) -> None:
+        """How often collected groups are used is no matter of accounts."""
+
     def _on_moved(self, event: Mapping[str, Any]) -> None:
         for group_id, blob in event["blobs"].items():
             self._known(group_id, HELD, "moved").blob = blob

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import commands, evaluate_command, look_commands, verify_answer
+from orchestrator import commands, evaluate_command, look_commands, train_reward, verify_answer
 from orchestrator.load_config import ConfigError, make_importable
 from orchestrator.run_folders import UnknownRunError
 from rewards.import_path import ImportPathError
@@ -327,6 +327,23 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     parser.add_argument("--contamination", action="store_true", help="look for held-out tasks the model has seen")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write report.html and cells.jsonl, and go on there")
     parser.add_argument("--json", action="store_true", help="plain data")
+
+    parser = _command(
+        add,
+        "train-reward",
+        train_reward.train_reward,
+        "train a scalar reward model on preference pairs",
+        "  braid train-reward pairs.jsonl ./reward-model --model smollm2-135m\n",
+    )
+    parser.add_argument("pairs", type=Path, metavar="PAIRS", help="JSON lines with prompt, chosen, rejected")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="an empty or new folder")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="what it starts from")
+    parser.add_argument("--heldout", type=float, default=0.1, metavar="SHARE", help="of the prompts (default: 0.1)")
+    parser.add_argument("--epochs", type=int, default=1, metavar="N", help="passes over the pairs (default: 1)")
+    parser.add_argument("--pairs-per-step", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument("--learning-rate", type=float, default=1e-5, metavar="R", help="default: 1e-5")
+    parser.add_argument("--max-length", type=int, default=4096, metavar="N", help="tokens (default: 4096)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
     parser = _command(
         add,

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.load_config import load_run_config, override, recipe_names, recipe_summary
+from orchestrator.ray_environment import for_a_cluster_of_our_own, for_the_cluster_of
 from orchestrator.run_folders import find_run, is_run, new_run_folder, recall_folders, remember_folders
 
 CHANGEABLE = (
@@ -59,6 +60,8 @@ def train(args: Namespace) -> int:
         asyncio.run(run_local(config, run_dir, resume=bool(args.resume), tasks=cleared.tasks))
         exit_code = 0
     else:
+        if args.address is None:
+            for_a_cluster_of_our_own()
         from orchestrator.launch import launch
 
         exit_code = launch(config, run_dir, address=args.address, resume=bool(args.resume), show_view=not args.no_view)
@@ -176,7 +179,7 @@ def submit(args: Namespace) -> int:
 def status(args: Namespace) -> int:
     """What a run is doing now, or what it came to."""
     run_dir = find_run(args.run, args.runs)
-    _take_auth_mode(run_dir)
+    for_the_cluster_of(run_dir)
     from orchestrator.launch import run_status
 
     try:
@@ -191,14 +194,6 @@ def status(args: Namespace) -> int:
     for line in _status_lines(run_dir, state):
         print(line)
     return 0
-
-
-def _take_auth_mode(run_dir: Path) -> None:
-    """The way a run's cluster knows its clients. Ray reads it when it is imported, and asks nobody at an address."""
-    cluster = run_dir / "cluster.json"
-    mode = json.loads(cluster.read_text()).get("auth_mode") if cluster.exists() else None
-    if mode is not None:
-        os.environ.setdefault("RAY_AUTH_MODE", mode)
 
 
 def _status_lines(run_dir: Path, state: Mapping[str, Any]) -> Iterator[str]:
@@ -221,7 +216,7 @@ def _status_lines(run_dir: Path, state: Mapping[str, Any]) -> Iterator[str]:
 def stop(args: Namespace) -> int:
     """Ends a run after the step in flight, with a checkpoint."""
     run_dir = find_run(args.run, args.runs)
-    _take_auth_mode(run_dir)
+    for_the_cluster_of(run_dir)
     import ray
 
     from orchestrator.launch import stop_run, wait_stopped
@@ -249,7 +244,7 @@ def scale(args: Namespace) -> int:
             )
         sizes[role] = int(number)
     run_dir = find_run(args.run, args.runs)
-    _take_auth_mode(run_dir)
+    for_the_cluster_of(run_dir)
     import ray
 
     from orchestrator.fleet import FleetSizeError

@@ -8,10 +8,9 @@ from typing import Any
 
 from actors.assembly import (
     RunSpec,
-    expert_groups,
+    frozen_groups,
     make_learner_plan,
     make_learner_rank,
-    make_renderer,
     make_replay,
     make_reward_worker,
     make_rollout_worker,
@@ -63,8 +62,8 @@ async def build_local_parts(
 ) -> RunParts:
     """Every box of the run as a plain object of this process."""
     replay, feed, store = make_replay(spec), make_task_feed(spec, tasks.train), make_weight_store(spec)
-    if "expert" in config.replay.quotas:
-        await replay.preload(list(expert_groups(tasks.train, make_renderer(spec))))
+    if groups := list(frozen_groups(spec, tasks.train)):
+        await replay.preload(groups)
     scoring = [make_reward_worker(spec) for _ in range(spec.reward.num_workers)]
     checkpointer = RunCheckpointer(
         files.checkpoints, {"replay": replay, "tasks": feed}, keep=spec.checkpoint_keep, config_json=spec.config_json

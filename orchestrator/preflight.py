@@ -13,6 +13,7 @@ from typing import TypeVar
 from actors.contexts.policy import as_context
 from actors.contexts.render import source_text
 from actors.renderer import Renderer, RenderError
+from actors.replay.config import TableConfig
 from actors.rules.config import donor_sources
 from orchestrator.config import RunConfig
 from orchestrator.resources import Available, learner_gpus_per_rank, requested
@@ -22,7 +23,7 @@ from rewards.verdict import Status
 OWN_PACKAGES = ("rewards", "learner", "actors", "orchestrator", "recipes")
 
 SUPPLIED_SOURCES = ("live", "expert")
-"""Sources some box of the graph fills: rollout workers, and the expert responses that come with the tasks."""
+"""Sources every run can fill: by rollout workers, and with the expert responses that come with the tasks."""
 
 SECTION_OF_NEED = {"teacher_logprobs": "learner.teacher", "divergence": "learner.teacher", "values": "learner.critic"}
 """Settings that supply what a term reads."""
@@ -80,7 +81,7 @@ def preflight(config: RunConfig, available: Available | None = None, *, trains: 
         *reward_problems(config),
     ]
     if trains:
-        problems += [*source_problems(config), *rule_problems(config)]
+        problems += [*source_problems(config), *unread_problems(config), *rule_problems(config)]
     tasks = _attempt(lambda: _load_tasks(config), problems)
     model_path = _attempt(lambda: _resolve_model(config), problems)
     if tasks is not None:
@@ -255,13 +256,22 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
 # -- what it learns from ----------------------------------------------------------------------------------------
 
 
+def supplied_sources(config: RunConfig) -> tuple[str, ...]:
+    """Sources some box of this run fills: those of every run, imports, and what the cache collects of live groups."""
+    past = config.replay.tables.get("own_past", TableConfig())
+    collected = ("own_past",) if config.replay.live_share > 0 and past.collect != "nothing" else ()
+    return tuple(dict.fromkeys([*SUPPLIED_SOURCES, *collected, *(entry.source for entry in config.replay.imports)]))
+
+
 def source_problems(config: RunConfig) -> Iterator[str]:
     """Sources nobody fills, and terms that read what nobody supplies."""
+    suppliers = supplied_sources(config)
     for source in config.replay.quotas:
-        if source not in SUPPLIED_SOURCES:
+        if source not in suppliers:
             yield (
                 f"replay.quotas.{source}: nothing in this run supplies source {source!r}, so its share would never be "
-                f"filled: drop the quota; sources with a supplier are {', '.join(SUPPLIED_SOURCES)}"
+                f"filled: drop the quota, or name data in replay.imports; sources with a supplier are "
+                f"{', '.join(suppliers)}"
             )
     spliced = donor_sources(config.rollout.rules)
     for index, term in enumerate(config.terms):
@@ -270,6 +280,10 @@ def source_problems(config: RunConfig) -> Iterator[str]:
             supplied -= SUPPLIED_BY_LIVE
         if term.source == "expert":
             supplied |= {"scores"}  # those on record with the answers
+        if term.source == "own_past" and "own_past" in suppliers:
+            supplied |= SUPPLIED_BY_LIVE
+        if any(entry.source == term.source for entry in config.replay.imports):
+            supplied |= SUPPLIED_BY_LIVE  # each group is asked when it is read
         if term.source in spliced:
             supplied |= SUPPLIED_BY_LIVE if term.source == "own_past" else {"scores"}
         missing = sorted(term.needs - supplied)
@@ -284,6 +298,21 @@ def source_problems(config: RunConfig) -> Iterator[str]:
                 f"terms[{index}] ({term.loss.name} on {term.source!r}) needs {' and '.join(missing)}, which nothing in "
                 f"this run supplies for that source: use another loss, or source 'live'"
             )
+
+
+def unread_problems(config: RunConfig) -> Iterator[str]:
+    """Models beside the policy that no term reads, so that they would be paid for and change nothing."""
+    learner, needs = config.learner, frozenset().union(*(term.needs for term in config.terms))
+    reads_values = "values" in needs
+    if learner.critic is not None and not reads_values:
+        yield "learner.critic is set, but no term reads values: set a term's advantage to 'gae' or 'v_trace'"
+    if learner.teacher is not None and not needs & {"teacher_logprobs", "divergence"}:
+        yield (
+            "learner.teacher is set, but no term reads it: add on_policy_distillation or teacher_divergence, or drop it"
+        )
+    reads_reference = learner.critic is not None and reads_values and learner.critic.reads_reference
+    if learner.reference.model is not None and "reference_logprobs" not in needs and not reads_reference:
+        yield "learner.reference.model is set, but no term reads the reference: add kl_to_reference, or drop it"
 
 
 def companion_problems(config: RunConfig, model_path: Path) -> Iterator[str]:
@@ -375,6 +404,8 @@ def expert_problems(config: RunConfig, tasks: TaskSet) -> Iterator[str]:
         return
     yield from _recorded_score_problems(config, sum(any(e.score < 1.0 for e in task.expert) for task in tasks.train))
     num_expert = sum(bool(task.expert) for task in tasks.train)
+    if num_expert == 0 and any(entry.source == "expert" for entry in config.replay.imports):
+        return
     if num_expert == 0:
         yield (
             f"replay.quotas.expert={share} but none of the {len(tasks.train)} training tasks has an expert response: "

@@ -13,14 +13,14 @@ from typing import Any, cast
 
 import ray
 
-from actors.assembly import RunSpec, expert_groups, make_renderer
+from actors.assembly import RunSpec, frozen_groups
 from actors.remote import ActorPort, Joined, actor_names, end_actors, this_node
 from actors.replay.log import read_json
 from actors.run_checkpoint import newest_restore_point
 from actors.spawn import (
     Boxes,
     place_learner,
-    preload_experts,
+    preload_frozen,
     remove_on_all_nodes,
     spawn_replay,
     spawn_task_feed,
@@ -155,7 +155,7 @@ class RunSupervisor:
         spec, namespace = self._spec, self._namespace
         num_gpus = learner_gpus_per_rank(self._config)
         learner = await place_learner(spec, namespace, num_gpus)
-        goes_on = self._replaces_another and await learner.trains()
+        goes_on = bool(self._replaces_another) and await learner.trains()
         if self._replaces_another and not goes_on:
             await learner.end()
             learner = await place_learner(spec, namespace, num_gpus, node=learner.node)
@@ -176,9 +176,7 @@ class RunSupervisor:
         rollouts.spawn_ahead(names or first_names(spec.rollout.num_workers))
         if self._replaces_another:
             await self._take_over(rollouts, cast(ReplayBox, replay))
-        if "expert" in spec.replay.quotas:
-            groups = await asyncio.to_thread(lambda: list(expert_groups(tasks.train, make_renderer(spec))))
-            await preload_experts(replay, groups)
+        await preload_frozen(replay, await asyncio.to_thread(lambda: list(frozen_groups(spec, tasks.train))))
         leader = cast(LearnerBox, learner.leader) if goes_on else await learners.start()
         parts = RunParts(
             model_path=spec.model_path,

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from orchestrator.run_files import RunFiles
 from orchestrator.run_log import STATUS_FILE
-from orchestrator.summary import format_seconds, print_summary
+from orchestrator.summary import format_seconds, print_summary, read_summary
 from orchestrator.view import RunView
 
 POLL_S = 1.0
@@ -45,12 +45,13 @@ def watch_run(
         status = read_status(run_dir)
         if status is None:
             view.message("the run has not told anything yet")
-        while status is None or status["phase"] not in ENDED:
+        while not _has_ended(run_dir, status):
             if status is not None:
                 view.update(_with_silence(status, clock()))
             sleep(POLL_S)
             status = read_status(run_dir)
-        view.update(status)
+        if status is not None:
+            view.update(status)
     print_summary(run_dir, output)
 
 
@@ -58,6 +59,13 @@ def read_status(run_dir: Path) -> dict[str, Any] | None:
     """The newest status the run has written, or None before the first."""
     path = run_dir / STATUS_FILE
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _has_ended(run_dir: Path, status: Mapping[str, Any] | None) -> bool:
+    """Also of a run whose status file is lost: then its summary says."""
+    if status is None and (run_dir / "summary.json").exists():
+        status = read_summary(run_dir)
+    return status is not None and status["phase"] in ENDED
 
 
 def _with_silence(status: Mapping[str, Any], now: float) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from actors.config import ReplayConfig
 from actors.contexts.config import GuidanceConfig
 from actors.samplers.config import CurriculumConfig
-from learner.config import ClippedSurrogate, RatioSurrogate, ShapedLikelihood, ShapedRatio, Term
+from learner.config import ClippedSurrogate, LearnerConfig, RatioSurrogate, ShapedLikelihood, ShapedRatio, Term
 from orchestrator.config import RunConfig
 from recipes import _small
 from recipes._live import live_run
@@ -44,6 +44,7 @@ def guided_run(
     replay: ReplayConfig | None = None,
     tasks: TaskConfig = TASKS,
     reward: RewardConfig = _small.REWARD,
+    learner: LearnerConfig | None = None,
     **rollout: Any,
 ) -> RunConfig:
     """One value for each question; what is left out is GRPO's.
@@ -53,7 +54,8 @@ def guided_run(
         sampler, stages, donors_from: of the curriculum.
         rollout: further settings of the workers.
     """
-    changes: dict[str, Any] = {} if replay is None else {"replay": replay}
+    changes: dict[str, Any] = {"replay": replay, "learner": learner}
+    changes = {name: section for name, section in changes.items() if section is not None}
     return live_run(
         name,
         terms,

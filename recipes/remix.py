@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from actors.config import ReplayConfig
-from learner.config import BehaviorKL, KLToReference, RecentredSurrogate, Schedule, Term
+from learner.config import BehaviorKL, KLToReference, RecentredSurrogate, ResetConfig, Schedule, Term
 from orchestrator.config import RunConfig
+from recipes import _small
 from recipes._guided import guided_run
 
 STRENGTH = 0.01
@@ -16,7 +17,7 @@ def remix() -> RunConfig:
     base counts 1 until step 50, then a tenth less every ten steps down to one half, the KL to the policy that sampled
     the rest.
 
-    The switch to purely on-policy updates and the base that follows are not here.
+    At step 50 the policy becomes the base. The switch to purely on-policy updates is not here.
     """
     base = Schedule(kind="stairs", start=STRENGTH, end=STRENGTH / 2, steps=50, hold=50, stair=10)
     sampled = Schedule(kind="stairs", start=0.0, end=STRENGTH / 2, steps=50, hold=50, stair=10)
@@ -27,5 +28,6 @@ def remix() -> RunConfig:
             Term(loss=KLToReference(), weight=base),
             Term(loss=BehaviorKL(), weight=sampled),
         ),
+        learner=_small.adam(1e-5).model_copy(update={"resets": ResetConfig(at=(50,), optimizer=False)}),
         replay=ReplayConfig(groups_per_update=16, max_age=2, max_uses={"live": 2}),
     )

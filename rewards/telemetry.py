@@ -109,6 +109,7 @@ METRICS: dict[str, Metric] = {
     "activate_s": Metric("s", "total", "Time spent activating new versions."),
     "groups_stored": Metric("groups", "total", "Groups put into the replay cache."),
     "contexts_too_long": Metric("groups", "total", "Groups asked plainly because no answer fits behind their help."),
+    "groups_searched": Metric("groups", "total", "Groups whose answers were found by a search over segments."),
     "groups_refused_*": Metric("groups", "total", "Groups the replay cache refused from this worker, by reason."),
     "groups_dropped_*": Metric("groups", "total", "Groups a rule of the recipe dropped, by reason."),
     # -- replay cache: its counts survive restarts, so the newest value is the run's
@@ -176,6 +177,12 @@ METRICS: dict[str, Metric] = {
     "pool/*/service_s": Metric("s", "total", "Time children took for answers, added over children."),
     "pool/*/wait_p95_s": Metric("s", "max", "Wait for a free child that 95 of 100 recent answers stayed below."),
     "pool/*/service_p95_s": Metric("s", "max", "Time in a child that 95 of 100 recent answers stayed below."),
+    "pool/*/requests": Metric("requests", "total", "Requests to the model or service that judges in this pool."),
+    "pool/*/unreadable": Metric("requests", "total", "Replies that were none of those asked for."),
+    "pool/*/service_faults": Metric("requests", "total", "Requests that the service refused or broke off."),
+    "pool/*/timeouts": Metric("requests", "total", "Questions nobody answered within their total time limit."),
+    "pool/*/tokens": Metric("tokens", "total", "Tokens read and written by the judges of this pool."),
+    "pool/*/batches": Metric("batches", "total", "Batches in which the reward model scored answers."),
     # -- evaluation
     "accuracy": Metric("share", "last", "Held-out accuracy."),
     "accuracy/*": Metric("share", "last", "Held-out accuracy of one part of the tasks."),

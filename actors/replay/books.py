@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TypeVar
 
 from actors.config import ReplayConfig
 from actors.replay.config import TableConfig
+from actors.replay.limiter import rebased, rule_of
 from actors.replay.log import ReplayLog
 from actors.replay.payloads import Payloads
-from actors.replay.quotas import QuotaPlan
+from actors.replay.quotas import LIVE, QuotaPlan
 from actors.replay.records import Event
 from actors.replay.state import ReplayState
 from actors.replay.tables import Table
@@ -137,6 +139,11 @@ class Books:
         )  # fmt: skip
         if not in_place:
             self._withdraw(held, "restart")
+        for source, table in self._tables.items():
+            row = state.reuse.get(source)
+            if table.is_rate_limited and (row is None or row.rule != rule_of(table)):
+                new = rebased(table, state.num_open(source))
+                self._record({"kind": "rule", "source": source, **asdict(new)})
         if lost:
             self._record({"kind": "lost", "groups": lost})
         self._sweep()
@@ -153,13 +160,15 @@ class Books:
     def _sweep(self) -> None:
         """Evicts READY groups no batch may take any more, which makes room for new ones."""
         state = self.state
-        too_old = [g for version, ids in state.ready_by_version.items() if self._is_too_old(version) for g in ids]
+        dated = state.ready_by_version.items()
+        too_old = [g for (source, version), ids in dated if self._is_too_old(version, source) for g in ids]
         if too_old:
             too_old.sort(key=lambda group_id: state.entries[group_id].seq)
             self._record({"kind": "evicted", "groups": too_old, "reason": "too_old"})
 
-    def _is_too_old(self, version: int) -> bool:
-        return self.state.steps_committed - self.state.versions[version] > self.config.max_age
+    def _is_too_old(self, version: int, source: str = LIVE) -> bool:
+        bound = self.config.max_age if source == LIVE else self._tables[source].max_age
+        return bound is not None and self.state.steps_committed - self.state.versions[version] > bound
 
     def _withdraw(self, ticket_ids: Iterable[str], reason: str) -> None:
         for ticket_id in ticket_ids:

@@ -145,7 +145,7 @@ class ReplayCache:
         measured: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """The optimizer step is done. `dropped` names groups that were not trained, with the reason; `measured` says
-        what the learner saw of the others (loss, ratio), which prioritised tables draw by.
+        what the learner saw of the others (ratio, clipped), which prioritised tables draw by.
 
         Raises:
             StaleEpochError: the lease expired or was rolled back.

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.config import ReplayConfig
-from actors.ports import BatchLease, RunFinished, StaleEpochError, StalledError, Ticket
+from actors.ports import RunFinished, StaleEpochError, StalledError, Ticket
 from actors.replay.books import remember
-from actors.replay.levels import Levels, admission, total
+from actors.replay.levels import Levels, admission, held_back, ready_within_rules, total
 from actors.replay.limiter import Admission
 from actors.replay.quotas import Composition, QuotaPlan, compose, shortage
 from actors.replay.shard import Offer, ShardPort, Told, shard_of, shard_of_id, shard_of_ticket
@@ -24,9 +24,6 @@ from rewards.trajectory import Group, PolicyVersion, Source
 
 POLL_S = 1.0
 """How often a caller that waits asks the shards for what they have not told: expired tickets, restarts."""
-
-MAX_FETCHES = 5
-"""Times a batch is fetched again because a shard was restarted in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +197,7 @@ class ReplayCoordinator:
 
     async def _try_to_lease(self, step: int) -> bool:
         if self._lease is not None and self._clock() >= self._lease_deadline:
-            await self._give_back(self._lease.lease_id, "expired")
+            await self._give_back("expired")
         lease = self._lease
         if lease is not None and lease.step != step:
             raise StaleEpochError(
@@ -212,8 +209,8 @@ class ReplayCoordinator:
         while lease is None:
             offers = await self._offers(step)
             totals = total(self._levels)
-            composition = compose(self._plan, step, totals.ready)
-            self._shortage = shortage(composition, totals.num_running)
+            composition = compose(self._plan, step, ready_within_rules(totals, self._config))
+            self._shortage = shortage(composition, totals.num_running, held_back(totals, self._config))
             if composition.missing:
                 return False
             planned = _planned(step, totals, composition, offers)
@@ -229,6 +226,7 @@ class ReplayCoordinator:
                 f"lease of step {step}, but the shards have committed {sorted(steps)} steps: a commit was cut short. "
                 "Repeat that commit, or roll the cache back to the learner's checkpoint."
             )
+        self._shortage = "a shard of the replay cache that has not answered"
         offers = await asyncio.gather(*(shard.offer(step, self._config.groups_per_update) for shard in self._shards))
         for shard, offer in enumerate(offers):
             self._note(shard, offer.levels)
@@ -250,17 +248,18 @@ class ReplayCoordinator:
                 complete = complete and answer.value is not None
                 ages |= answer.value or {}
         if not complete:
-            await self._give_back(lease.lease_id, "incomplete")
+            await self._give_back("incomplete")
             for failure in failures:
                 raise failure
             return False
         self._lease = replace(lease, ages=ages)
         return True
 
-    async def _give_back(self, lease_id: str | None, reason: str) -> None:
-        """A shard that cannot be reached forgets its part of the lease when it is restarted."""
+    async def _give_back(self, reason: str) -> None:
+        """Whatever is leased anywhere, also by a call that was cut short. A shard that cannot be reached forgets its
+        part when it is restarted."""
         self._lease = None
-        calls = (shard.give_back(lease_id, reason) for shard in self._shards)
+        calls = (shard.give_back(None, reason) for shard in self._shards)
         for shard, answer in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
             if isinstance(answer, Levels):
                 self._note(shard, answer)
@@ -333,7 +332,7 @@ class ReplayCoordinator:
             if not self._levels:
                 self._levels = levels
             if len({part.steps_committed for part in levels}) == 1:
-                await self._give_back(None, "restart")
+                await self._give_back("restart")
 
     async def _on_all(self, call: Callable[[ShardPort], Awaitable[Levels]]) -> None:
         await self._on_each(lambda shard, _: call(shard), (None,) * len(self._shards))
@@ -385,47 +384,6 @@ class ReplayCoordinator:
 
     def _stalled(self, name: str, reason: str) -> StalledError:
         return StalledError(f"{name} waited {self._config.wait_timeout_s:g} s: {reason}")
-
-
-class ShardedReplay:
-    """Implements RolloutReplayPort and LearnerReplayPort: groups go to and come from the shards directly, everything
-    else to the coordinator. Each process has one of its own."""
-
-    def __init__(self, coordinator: Any, shards: Sequence[ShardPort]) -> None:
-        self._coordinator, self._shards = coordinator, tuple(shards)
-
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        if method.startswith("_"):
-            raise AttributeError(method)
-        return getattr(self._coordinator, method)
-
-    async def put(self, group: Group) -> str | None:
-        """Stores a scored group on its ticket; why it was refused, or None."""
-        shard = shard_of(group, len(self._shards))
-        told = await self._shards[shard].put(group)
-        await self._coordinator.note(shard, told.levels)
-        return told.value
-
-    async def lease(self, step: int) -> BatchLease:
-        """Waits for a full batch for this step; repeating the call returns the same lease."""
-        for _ in range(MAX_FETCHES):
-            planned: PlannedLease = await self._coordinator.lease(step)
-            parts = await asyncio.gather(*(shard.fetch(planned.lease_id) for shard in self._shards))
-            groups = {group_id: group for part in parts for group_id, group in part.items()}
-            if all(group_id in groups for group_id in planned.group_ids):
-                return BatchLease(
-                    lease_id=planned.lease_id,
-                    step=planned.step,
-                    epoch=planned.epoch,
-                    groups=tuple(groups[group_id] for group_id in planned.group_ids),
-                    ages=planned.ages,
-                    shortfall=planned.shortfall,
-                    waited_s=planned.waited_s,
-                )
-        raise StalledError(
-            f"the batch of step {step} could not be fetched whole in {MAX_FETCHES} tries: shards of the replay cache "
-            "are restarted all the time. Their logs say why."
-        )
 
 
 def _planned(step: int, totals: Levels, composition: Composition, offers: Sequence[Offer]) -> PlannedLease:

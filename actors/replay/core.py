@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 
 from actors.config import ReplayConfig
 from actors.ports import BatchLease, StaleEpochError, Ticket
 from actors.replay.books import Books, series_of
 from actors.replay.checks import fault_of
-from actors.replay.levels import Levels, admission, levels_of, live_demand
-from actors.replay.limiter import Admission
+from actors.replay.levels import Levels, admission, held_back, levels_of, live_demand, ready_within_rules
+from actors.replay.limiter import Admission, may_collect
 from actors.replay.log import ReplayLog
+from actors.replay.past import collects, past_group
 from actors.replay.priorities import initial_priority, measured_priorities
 from actors.replay.quotas import LIVE, Composition, compose, shortage
-from actors.replay.records import InvariantError, LeaseRow
+from actors.replay.records import Entry, InvariantError, LeaseRow
 from actors.replay.selectors import Key
 from actors.replay.stats import stats_of
 from rewards.codec import decode_group, encode_group, payload_digest
@@ -119,7 +121,7 @@ class ReplayCore(Books):
 
     def live_demand(self) -> list[int]:
         """Live groups each of the next max_age + 1 batches takes, those that replace exhausted donors included."""
-        return live_demand(self.levels(), self.plan, self.config.max_age)
+        return live_demand(self.levels(), self.plan, self.config)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -198,7 +200,32 @@ class ReplayCore(Books):
             return "too_old"
         return fault
 
-    def _store(self, group: Group, data: bytes, digest: str, *, oldest: int | None) -> None:
+    def _collect(self, group_ids: Iterable[str]) -> None:
+        """Keeps right answers of live groups that are about to be committed for the first time.
+
+        Before the commit, so that no crash can lose them; when it comes between, the groups are known at the next try.
+        """
+        source, table = Source.OWN_PAST.value, self._tables[Source.OWN_PAST.value]
+        if not collects(table, source in self.plan.shares):
+            return
+        share = Fraction(1, self.config.num_shards)
+        for group_id in group_ids:
+            entry = self.state.entries[group_id]
+            past = past_group(decode_group(self._batch_data[group_id]), table.collect) if entry.source == LIVE else None
+            if past is None or entry.uses or past.group_id in self.state.entries:
+                continue
+            row = self.state.reuse.get(source)
+            size = self.state.num_open(source)
+            if row is not None and not may_collect(table, row.inserted, row.sampled, size, share):
+                self.calls["not_collected"] += 1
+                continue
+            data = encode_group(past)
+            self._store(past, data, payload_digest(data), oldest=None, origin=entry)
+
+    def _store(
+        self, group: Group, data: bytes, digest: str, *, oldest: int | None, origin: Entry | None = None
+    ) -> None:
+        """Args: origin: the live group a collected one was taken from."""
         source = group.source.value
         blob = self._log.blocks.append(series_of(source), data) if self._log is not None else None
         self._record(
@@ -208,6 +235,7 @@ class ReplayCore(Books):
                 "budget": self._budgets[source], "blob": blob, "bytes": len(data),
                 "prompt": group.prompt_id,
                 "priority": initial_priority(group, self._tables[source]),
+                **({} if origin is None else {"origin": origin.group_id, "sampled_at": origin.oldest}),
             },
             data,
         )  # fmt: skip
@@ -227,7 +255,7 @@ class ReplayCore(Books):
         if self.state.lease is None:
             self._sweep()
             while not self._batch_data:
-                composition = compose(self.plan, step, self.state.num_ready())
+                composition = compose(self.plan, step, ready_within_rules(self.levels(), self.config))
                 if composition.missing:
                     return None
                 self._hand_out(step, composition)
@@ -239,7 +267,9 @@ class ReplayCore(Books):
 
     def shortage(self, step: int) -> str:
         """What the batch of this step still needs."""
-        return shortage(compose(self.plan, step, self.state.num_ready()), len(self.state.tickets))
+        levels = self.levels()
+        composition = compose(self.plan, step, ready_within_rules(levels, self.config))
+        return shortage(composition, levels.num_running, held_back(levels, self.config))
 
     def offer(self, step: int, count: int) -> dict[str, list[tuple[Key, str]]]:
         """The next groups of each source, at most `count`, with the keys by which they are merged with those of others.
@@ -270,7 +300,7 @@ class ReplayCore(Books):
         """The groups of the lease were trained on, except the dropped ones, which are evicted with their reason.
 
         Args:
-            measured: by group, what the learner saw of it (loss, ratio); the priority of its table is taken from it.
+            measured: by group, what the learner saw of it (ratio, clipped); the priority of its table is taken from it.
 
         Raises:
             StaleEpochError: the lease is not the outstanding one, so its groups may be trained on by someone else.
@@ -294,6 +324,7 @@ class ReplayCore(Books):
         if strangers := sorted(set(dropped) - set(lease.group_ids)):
             raise ValueError(f"commit of step {step} drops {strangers}, which are not in lease {lease_id}")
         trained = {g: self.state.entries[g].source for g in lease.group_ids if g not in dropped}
+        self._collect(trained)
         priorities, num_ignored = measured_priorities(measured or {}, trained, self._tables)
         self.calls["ignored_priorities"] += num_ignored
         news = {"priorities": priorities} if priorities else {}

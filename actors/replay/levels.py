@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from actors.config import ReplayConfig
-from actors.replay.limiter import Admission, Supply, admit
+from actors.replay.limiter import Admission, Supply, admit, usable, why_not_used
 from actors.replay.quotas import LIVE, QuotaPlan, compose
 from actors.replay.records import OPEN, Status
 from actors.replay.state import ReplayState
@@ -25,6 +25,7 @@ class Levels:
         leased: groups of the outstanding batch by source; None without one.
         due: outstanding tickets by the step they are due at.
         num_unsealed: trained groups kept until a checkpoint covers them.
+        collected, reused: groups collected and trainings of them since the table's rule was set, by source.
     """
 
     boot: int
@@ -39,6 +40,8 @@ class Levels:
     due: Mapping[int, int]
     held_bytes: int
     num_unsealed: int
+    collected: Mapping[str, int]
+    reused: Mapping[str, int]
 
     @property
     def num_running(self) -> int:
@@ -61,6 +64,8 @@ def levels_of(state: ReplayState, budgets: Mapping[str, int | None]) -> Levels:
         due=dict(state.due),
         held_bytes=state.held_bytes,
         num_unsealed=state.num(Status.COMMITTED),
+        collected={source: row.inserted for source, row in state.reuse.items()},
+        reused={source: row.sampled for source, row in state.reuse.items()},
     )
 
 
@@ -81,6 +86,8 @@ def total(levels: Iterable[Levels]) -> Levels:
         due=_added(part.due for part in parts),
         held_bytes=sum(part.held_bytes for part in parts),
         num_unsealed=sum(part.num_unsealed for part in parts),
+        collected=_added(part.collected for part in parts),
+        reused=_added(part.reused for part in parts),
     )
 
 
@@ -93,17 +100,35 @@ def admission(levels: Levels, config: ReplayConfig, plan: QuotaPlan) -> Admissio
         running=levels.due,
         uses_per_group=config.max_uses.get("live", 1),
     )
-    demand = live_demand(levels, plan, config.max_age)
+    demand = live_demand(levels, plan, config)
     return admit(supply, demand, levels.steps_committed, _too_large(levels, config.held_bytes))
 
 
-def live_demand(levels: Levels, plan: QuotaPlan, max_age: int) -> list[int]:
+def ready_within_rules(levels: Levels, config: ReplayConfig) -> dict[str, int]:
+    """Groups by source the next batch may take."""
+    limits = _usable(levels, config)
+    return {source: min(num, limits.get(source, num)) for source, num in levels.ready.items()}
+
+
+def held_back(levels: Levels, config: ReplayConfig) -> list[str]:
+    """Why tables that hold groups are not drawn from."""
+    reasons = (
+        why_not_used(source, table, *_counts(levels, source))
+        for source, table in config.tables.items()
+        if table.is_rate_limited and source in config.quotas
+    )
+    return [reason for reason in reasons if reason]
+
+
+def live_demand(levels: Levels, plan: QuotaPlan, config: ReplayConfig) -> list[int]:
     """Live groups each of the next max_age + 1 batches takes, those that replace exhausted donors included."""
     first = levels.steps_committed
     groups = {source: levels.opened.get(source, 0) for source in plan.sources}
     uses = {source: num for source, num in levels.uses.items() if source in groups}
+    for source, num in _usable(levels, config).items():
+        uses[source] = min(num, uses.get(source, num))
     demand = []
-    for step in range(first, first + max_age + 1):
+    for step in range(first, first + config.max_age + 1):
         if step == first and levels.leased is not None:
             take = levels.leased
         else:
@@ -113,6 +138,19 @@ def live_demand(levels: Levels, plan: QuotaPlan, max_age: int) -> list[int]:
         for source in uses:
             uses[source] -= take.get(source, 0)
     return demand
+
+
+def _usable(levels: Levels, config: ReplayConfig) -> dict[str, int]:
+    limits = {}
+    for source, table in config.tables.items():
+        num = usable(table, *_counts(levels, source)) if table.is_rate_limited and source in config.quotas else None
+        if num is not None:
+            limits[source] = num
+    return limits
+
+
+def _counts(levels: Levels, source: str) -> tuple[int, int, int]:
+    return levels.collected.get(source, 0), levels.reused.get(source, 0), levels.opened.get(source, 0)
 
 
 def _too_large(levels: Levels, limit: int | None) -> str:

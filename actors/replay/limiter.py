@@ -1,9 +1,22 @@
-"""May another group be started? Admission by what coming batches need; the guarantee is the age gate at hand-out."""
+"""May another group be started, collected, used again?
+
+Live groups: admission by what coming batches need; the guarantee is the age gate at hand-out. Collected ones: Reverb's
+two inequalities (google-deepmind/reverb, rate_limiters.py) on I collected groups and S trainings, at ratio rho:
+
+    used again    size >= min_groups  and  I rho - S - n >= rho min_groups - slack
+    collected     size + 1 <= min_groups  or  (I + 1) rho - S <= rho min_groups + slack
+
+so that in the long run S stays within `slack` of rho (I - min_groups). Imports count towards the size alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+
+from actors.replay.config import TableConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +97,58 @@ def _reason(supply: Supply, total: int, max_age: int, steps_committed: int) -> s
         f"{supply.consumed + total} = (max_age {max_age} + {steps_committed} steps committed + 1) x fresh groups per "
         f"update; waiting for step {steps_committed} to be committed or a group to be dropped"
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class Reuse:
+    """The counts of one collected table since its rule was set.
+
+    Attributes:
+        rule: min_groups, uses_per_insert and slack as text, to notice that they were changed.
+    """
+
+    rule: list[str]
+    inserted: int
+    sampled: int
+
+
+def rule_of(table: TableConfig) -> list[str]:
+    return [str(table.min_groups), str(table.uses_per_insert), str(table.slack)]
+
+
+def rebased(table: TableConfig, size: int) -> Reuse:
+    """Counts for a rule that begins with a table of this size: as if the groups above min_groups had been used as often
+    as the rule wants, so that neither side has a debt to work off."""
+    ahead = max(0, size - table.min_groups)
+    return Reuse(rule=rule_of(table), inserted=size, sampled=floor((table.uses_per_insert or 0) * ahead))
+
+
+def usable(table: TableConfig, inserted: int, sampled: int, size: int) -> int | None:
+    """Trainings that may be handed out now; None for any number."""
+    if size < table.min_groups:
+        return 0
+    if table.uses_per_insert is None:
+        return None
+    lowest = table.uses_per_insert * table.min_groups - table.slack
+    return max(0, floor(inserted * table.uses_per_insert - sampled - lowest))
+
+
+def may_collect(table: TableConfig, inserted: int, sampled: int, size: int, share: Fraction = Fraction(1)) -> bool:
+    """Args: share: of slack and min_groups that is this shard's."""
+    if table.uses_per_insert is None or size + 1 <= table.min_groups * share:
+        return True
+    highest = (table.uses_per_insert * table.min_groups + table.slack) * share
+    return (inserted + 1) * table.uses_per_insert - sampled <= highest
+
+
+def why_not_used(source: str, table: TableConfig, inserted: int, sampled: int, size: int) -> str:
+    """Which side of the rule holds the table back, and by how much; empty when it does not."""
+    if size < table.min_groups:
+        return f"{source} waits for {table.min_groups - size} more groups (min_groups {table.min_groups})"
+    if usable(table, inserted, sampled, size) == 0:
+        wanted = (table.uses_per_insert or 0) * (inserted - table.min_groups)
+        return (
+            f"{source} was trained on {sampled} times, {sampled - wanted} ahead of {table.uses_per_insert} uses per "
+            f"collected group; waiting for new ones"
+        )
+    return ""

@@ -28,8 +28,8 @@ def mean_advantage(group: Group) -> float:
 def measured_priorities(
     measured: Mapping[str, Mapping[str, float]], trained: Mapping[str, str], tables: Mapping[str, TableConfig]
 ) -> tuple[dict[str, float], int]:
-    """New priorities by group, and how many measurements cannot be one: of groups that were not trained on, of tables
-    that are not prioritised, negative or not finite.
+    """New priorities by group, and how many measurements cannot be one: of groups that were not trained on, negative
+    or not finite.
 
     Args:
         measured: by group, numbers by name.
@@ -41,8 +41,9 @@ def measured_priorities(
     for group_id, values in measured.items():
         table = tables.get(trained.get(group_id, ""))
         value = values.get(table.priority) if table is not None and table.order == "prioritised" else None
-        if value is not None and math.isfinite(value) and value >= 0.0:
+        is_usable = value is not None and math.isfinite(value) and value >= 0.0
+        if value is not None and is_usable:
             priorities[group_id] = float(value)
-        else:
+        elif table is None or value is not None:
             num_ignored += 1
     return priorities, num_ignored

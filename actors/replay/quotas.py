@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor
@@ -116,11 +116,11 @@ def _fill(short: int, donors: tuple[str, ...], take: dict[str, int], ready: Mapp
     return short
 
 
-def shortage(composition: Composition, num_running: int) -> str:
-    """What a batch still needs, for whoever waits for it."""
+def shortage(composition: Composition, num_running: int, held_back: Sequence[str] = ()) -> str:
+    """What a batch still needs, for whoever waits for it; `held_back` says why other sources do not fill it."""
     parts = []
     for source, missing in composition.missing.items():
         ready = composition.take.get(source, 0)
         part = f"need {ready + missing} {source} groups: {ready} ready"
         parts.append(f"{part}, {num_running} running" if source == LIVE else part)
-    return "; ".join(parts)
+    return "; ".join([*parts, *(held_back if parts else ())])

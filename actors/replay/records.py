@@ -17,13 +17,14 @@ Event = Mapping[str, Any]
     returned        ticket, reason
     put             group, source, digest, ticket (null: preloaded), oldest (policy version; null: ageless), tokens,
                     budget (trainings; null: unlimited), blob (place of the packed block; null: memory only), bytes,
-                    prompt, priority (null: unknown)
+                    prompt, priority (null: unknown); of collected groups origin and sampled_at (policy version)
     refused         group, source, digest, ticket, reason, tokens: a group that was not accepted
     leased          lease, step, epoch, groups, ages (by live group), shortfall (by source)
     lease_returned  reason
     committed       lease, dropped (group to reason): the other groups of the lease were trained on; priorities (by
                     group): what the learner measured
     evicted         groups, reason
+    rule            source, rule, inserted, sampled: the counts a table's rule for reuse begins with
     moved           blobs (by group): packed blocks lie elsewhere now
     base            state, max_age, groups_per_update, generation: a journal begins anew with what the old one led to
     lost            groups: their blocks could not be read back
@@ -78,6 +79,8 @@ class Entry:
         prompt_id: task it answers; None for groups known from a manifest alone.
         num_bytes: packed size.
         priority: of prioritised tables.
+        origin: the live group it was collected from; None for all others.
+        sampled_at: of a collected group, the oldest policy version of that live group.
         closed_at: number of the seal it was terminal at; it is forgotten one seal later.
     """
 
@@ -97,7 +100,19 @@ class Entry:
     prompt_id: str | None = None
     num_bytes: int = 0
     priority: float = 1.0
+    origin: str | None = None
+    sampled_at: int | None = None
     closed_at: int | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Made in this run, so nobody will ever preload it again."""
+        return self.ticket_id is not None or self.origin is not None
+
+    @property
+    def version(self) -> int | None:
+        """The policy version age rules of its source go by."""
+        return self.oldest if self.oldest is not None else self.sampled_at
 
     @property
     def turn(self) -> int:

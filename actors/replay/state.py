@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from actors.replay.limiter import Reuse
 from actors.replay.payloads import Payloads
 from actors.replay.quotas import LIVE
 from actors.replay.records import (
@@ -74,7 +75,10 @@ class ReplayState:
         self.held_bytes = 0
         """Packed size of all HELD groups, wherever their blocks lie."""
         self.queues: dict[str, Table] = {}
-        self.ready_by_version: dict[int, set[str]] = {}
+        self.ready_by_version: dict[tuple[str, int], set[str]] = {}
+        """READY groups by source and policy version, of those that have one."""
+        self.reuse: dict[str, Reuse] = {}
+        """Of tables with a rule for how often collected groups are used."""
         self.uses_left: Counter[str] = Counter()
         """Further trainings of all open groups with a budget, by source."""
         self.due: Counter[int] = Counter()
@@ -173,11 +177,15 @@ class ReplayState:
             blob=event["blob"],
             num_bytes=event.get("bytes", event["blob"][2] if event["blob"] else 0),
             prompt_id=event.get("prompt"),
+            origin=event.get("origin"),
+            sampled_at=event.get("sampled_at"),
             priority=self._priority(source, event.get("priority")),
         )
         if entry.ticket_id is not None:
             self._return_ticket(entry.ticket_id, "stored")
         self._add(entry, Status.READY, "accepted")
+        if entry.origin is not None and source in self.reuse:
+            self.reuse[source].inserted += 1
 
     def _on_leased(self, event: Event) -> None:
         self.lease = LeaseRow(
@@ -234,6 +242,9 @@ class ReplayState:
             else:
                 self._evict(entry, "lost")
 
+    def _on_rule(self, event: Event) -> None:
+        self.reuse[event["source"]] = Reuse(rule=event["rule"], inserted=event["inserted"], sampled=event["sampled"])
+
     def _on_moved(self, event: Event) -> None:
         for group_id, blob in event["blobs"].items():
             self.entries[group_id].blob = blob
@@ -253,7 +264,7 @@ class ReplayState:
         for entry in list(self.entries.values()):
             if entry.status is Status.COMMITTED and max(entry.uses) <= event["step"]:
                 self._change(entry, Status.SEALED)
-            elif entry.ticket_id is not None and entry.closed_at is not None and entry.closed_at < self.num_seals:
+            elif entry.is_fresh and entry.closed_at is not None and entry.closed_at < self.num_seals:
                 del self.entries[entry.group_id]
         self.num_seals += 1
 
@@ -303,6 +314,8 @@ class ReplayState:
         is_held = entry.status in HELD
         self._unlist(entry)
         entry.uses.append(step)
+        if entry.source in self.reuse:
+            self.reuse[entry.source].sampled += 1
         entry.move((Status.COMMITTED if entry.is_spent else Status.READY) if is_held else Status.SEALED)
         self._list(entry)
 
@@ -315,6 +328,8 @@ class ReplayState:
         is_held = entry.status in HELD
         self._unlist(entry)
         entry.uses.remove(step)
+        if entry.source in self.reuse:
+            self.reuse[entry.source].sampled -= 1
         if is_held:
             entry.move(Status.READY)
         self._list(entry)
@@ -388,11 +403,11 @@ class ReplayState:
         self.held_bytes -= entry.num_bytes if entry.status in HELD else 0
         if entry.status is Status.READY:
             self.queues[entry.source].remove(_candidate(entry))
-            if entry.oldest is not None:
-                same_version = self.ready_by_version[entry.oldest]
+            if entry.version is not None:
+                same_version = self.ready_by_version[entry.source, entry.version]
                 same_version.remove(entry.group_id)
                 if not same_version:
-                    del self.ready_by_version[entry.oldest]
+                    del self.ready_by_version[entry.source, entry.version]
 
     def _index(self, entry: Entry) -> None:
         self.uses_left[entry.source] += entry.uses_left
@@ -401,8 +416,8 @@ class ReplayState:
             return
         queue = self.queues.setdefault(entry.source, self._make_queue(entry.source))
         queue.add(_candidate(entry))
-        if entry.oldest is not None:
-            self.ready_by_version.setdefault(entry.oldest, set()).add(entry.group_id)
+        if entry.version is not None:
+            self.ready_by_version.setdefault((entry.source, entry.version), set()).add(entry.group_id)
 
     # -- snapshots ------------------------------------------------------------------------------------------------
 
@@ -411,6 +426,7 @@ class ReplayState:
         return {
             **{name: getattr(self, name) for name in _SCALARS},
             **{name: _string_keys(getattr(self, name)) for name in _TABLES},
+            "reuse": {source: asdict(row) for source, row in self.reuse.items()},
             "tickets": {ticket_id: asdict(row) for ticket_id, row in self.tickets.items()},
             "entries": [{name: getattr(entry, name) for name in _ENTRY} for entry in self.entries.values()],
             "lease": None if self.lease is None else asdict(self.lease),
@@ -426,6 +442,7 @@ class ReplayState:
             number = name in ("versions", "ages")
             table.update({int(k) if number else k: v for k, v in data.get(name, {}).items()})
         self.tickets = {ticket_id: TicketRow(**row) for ticket_id, row in data["tickets"].items()}
+        self.reuse = {source: Reuse(**row) for source, row in data.get("reuse", {}).items()}
         self.due.update(row.due for row in self.tickets.values())
         self.lease = None if data["lease"] is None else LeaseRow(**data["lease"])
         self.history = {int(step): StepRow(**row) for step, row in data["history"].items()}

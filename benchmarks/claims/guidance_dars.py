@@ -3,7 +3,8 @@
     python -m benchmarks.claims.guidance_dars --seeds 8 --out benchmarks/results/claims/guidance_dars.json
 
 64 prompts of one token out of 32, no parameter shared, first success probabilities spread log-evenly from 0.3 % to
-50 %. All arms have the same loss, dynamic sampling and 12,000 answers; pass@k is computed from the table.
+50 %. All arms have the same loss, dynamic sampling and 12,000 answers, and every answer moves the table by the same
+measure: the loss is a sum over a constant, or a larger group would count less. pass@k is computed from the table.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from benchmarks.claims.tabular import Lab, World
 from orchestrator.config import RunConfig
 from orchestrator.load_config import load_run_config
 
-PROMPTS, ANSWERS, ROLLOUTS, RATE = 64, 32, 12_000, 4.0
+PROMPTS, ANSWERS, ROLLOUTS, RATE, CONSTANT = 64, 32, 12_000, 16.0, 128.0
 HARD = 0.03
 
 
 def recipe_of(name: str) -> RunConfig:
     """`even` is DARS without its growth; `stage` takes the last sampling's mean as the baseline."""
     config = load_run_config("dars_hw" if name == "hardness" else "dars_et")
+    changes = {"aggregation": "width", "aggregation_constant": CONSTANT}
+    if name == "stage":
+        changes["advantage"] = "stage_centered"
+    config = config.model_copy(update={"terms": (config.terms[0].model_copy(update=changes),)})
     if name == "even":
         return config.model_copy(update={"rollout": config.rollout.model_copy(update={"rules": ("drop_constant",)})})
-    if name == "stage":
-        (term,) = config.terms
-        return config.model_copy(update={"terms": (term.model_copy(update={"advantage": "stage_centered"}),)})
     return config
 
 

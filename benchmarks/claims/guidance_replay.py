@@ -2,7 +2,7 @@
 
     python -m benchmarks.claims.guidance_replay --seeds 8 --out benchmarks/results/claims/guidance_replay.json
 
-32 prompts of four tokens out of 8, no parameter shared between prompts, first success probabilities log-evenly from 1 %
+16 prompts of four tokens out of 8, no parameter shared between prompts, first success probabilities log-evenly from 1 %
 to 20 %. An arm runs until the computed success probability is 0.8 on average; what counts are the answers it sampled.
 Every arm is its recipe, with one step size for all; `grpo` has ExGRPO's loss on own answers and dynamic sampling.
 """
@@ -16,8 +16,8 @@ from benchmarks.claims.tabular import Lab, World
 from orchestrator.config import RunConfig
 from orchestrator.load_config import load_run_config
 
-PROMPTS, LENGTH, TOKENS, RATE = 32, 4, 8, 8.0
-GOAL, LIMIT = 0.8, 60_000
+PROMPTS, LENGTH, TOKENS, RATE = 16, 4, 8, 16.0
+GOAL, LIMIT = 0.8, 30_000
 
 
 def recipe_of(name: str) -> RunConfig:

@@ -96,6 +96,7 @@ class TabularPolicy:
         logits[-1, 0] = COPIED_LOGIT
         self._per_context = per_context
         self.logits = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+        self._initial = self.logits.detach().clone()
 
     def rows(self, prompt: int, context: Context) -> Ints:
         """[length] row of the table each position is read from."""
@@ -123,16 +124,17 @@ class TabularPolicy:
         mask = np.concatenate(plan.trained)
         if not mask.any():
             return 0.0
-        places = [(trained_rows(self, t), t.token_ids[1:]) for t in members]
-        rows = np.concatenate([np.concatenate([[0], row]) for row, _ in places])[mask]
-        tokens = np.concatenate([np.concatenate([[0], token]) for _, token in places])[mask]
+        rows = np.concatenate([np.concatenate([[0], trained_rows(self, t)]) for t in members])[mask]
+        tokens = np.concatenate([t.token_ids for t in members]).astype(np.int64)[mask]
         columns = {
             name: torch.tensor(np.concatenate(arrays)[mask], dtype=torch.float64)
             for name, arrays in plan.columns.items()
         }
         behavior = np.concatenate([t.behavior_logprobs for t in members])[mask]
         columns["behavior_logprobs"] = torch.tensor(behavior, dtype=torch.float64)
-        columns["logprobs"] = torch.log_softmax(self.logits, dim=1)[torch.tensor(rows), torch.tensor(tokens)]
+        places = torch.tensor(rows), torch.tensor(tokens)
+        columns["reference_logprobs"] = torch.log_softmax(self._initial, dim=1)[places]
+        columns["logprobs"] = torch.log_softmax(self.logits, dim=1)[places]
         loss, _ = objective.loss(columns, step)
         (gradient,) = torch.autograd.grad(loss, self.logits)
         gradient[-1] = 0.0  # what a prompt shows is not learned

@@ -39,17 +39,30 @@ class CriticConfig(Section):
     """Largest value a distribution can say; targets above count as it."""
     bins: int = Field(default=51, ge=2)
     """Bins (hl_gauss) or points (two_hot) between them."""
-    target: Literal["gae", "v_trace"] = "gae"
-    """gae: advantage plus value. v_trace: the value of the current policy from samples of an older one."""
+    target: Literal["gae", "v_trace", "conservative"] = "gae"
+    """gae: advantage plus value. v_trace: the value of the current policy from samples of an older one. conservative:
+    one step ahead, as if the next token were the reference's likeliest (B-Coder)."""
     discount: float = Field(default=1.0, gt=0, le=1)
     """Of a reward one token later."""
     trace: float = Field(default=0.95, ge=0, le=1)
     """How far targets look before they trust the critic; 1 is what the answer earned."""
+    gap_scale: float = Field(default=1.0, gt=0)
+    """Of target "conservative" only: reward units per nat a token's log-prob lies below the likeliest one's."""
     kl_in_reward: float = Field(default=0.0, ge=0)
     """Reward units each token pays per nat of its sampling log-prob above the reference's; 0 reads no reference."""
     feature_penalty: float = Field(default=0.0, ge=0)
     """Weight of BEER's bound on successive features; the paper's is 1e-3. Tokens without a reward satisfy it always, so
     it goes with kl_in_reward."""
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether rewards or targets need the reference."""
+        return self.kl_in_reward > 0 or self.target == "conservative"
+
+    def target_options(self) -> dict[str, float]:
+        """Keyword arguments of the function of `learner.returns`."""
+        own = {"scale": self.gap_scale} if self.target == "conservative" else {"trace": self.trace}
+        return {"discount": self.discount, **own}
 
     @model_validator(mode="after")
     def _choices_fit(self) -> CriticConfig:

@@ -141,7 +141,7 @@ def plan_critic(
         made = {name: np.zeros(len(mask), np.float32) for name in columns}
         made["sequence_ids"][:] = index
         if episode is not None:
-            targets.append(RETURNS[config.target](episode, discount=config.discount, trace=config.trace)[1])
+            targets.append(RETURNS[config.target](episode, **config.target_options())[1])
             made["targets"][mask], made["rewards"][mask] = targets[-1], episode.rewards
             made["value_scale"][mask] = 1.0 / num_tokens
         for name, column in made.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,9 +15,24 @@ from learner.companions.critic import Critic, CriticPlan, EpisodeSource, ValueCo
 from learner.config import OptimizerConfig, Term
 from learner.objective import BatchPlan, join_metrics
 from learner.optimizer import apply_gradients, make_optimizer, why_not_finite
+from learner.policy import Policy, TokenOutputs
 from learner.sharding import reduce_over_ranks, total_grad_norm
 from learner.update import Update
 from rewards.trajectory import Group
+
+
+def measure_gaps(policy: Policy, reference: Policy | None, batch: MicroBatch) -> Tensor:
+    """[2, N] nats: the policy's largest log-prob before each trained token, and how far below it the policy has the
+    token that the reference finds likeliest; the model below the adapters is the reference of None."""
+    with policy.without_adapter() if reference is None else nullcontext():
+        tokens = (reference or policy).likeliest_tokens(batch)
+    (reference or policy).release()
+    at_rows = replace(batch, rows=torch.arange(len(tokens), device=tokens.device), targets=tokens)
+    outputs: TokenOutputs = policy(replace(at_rows, readers=batch.rows[batch.readers]), vocabulary_floor=1.0)
+    policy.release()
+    assert outputs.measures is not None
+    largest = outputs.measures[1]
+    return torch.stack([largest, outputs.logprobs - largest])
 
 
 class CriticLearner:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from learner.losses.distillation.functions import DISTILLATION_LOSSES
+from learner.losses.distribution import DISTRIBUTION_LOSSES
 from learner.losses.expert import mixture_ratio, shaped_likelihood, shaped_ratio
 from learner.losses.group import GROUP_LOSSES
 from learner.losses.imitation import negative_log_likelihood
@@ -76,6 +77,7 @@ LOSSES: Mapping[str, LossEntry] = {
         *MIXING_LOSSES,
         *DISTILLATION_LOSSES,
         *OFF_POLICY_LOSSES,
+        *DISTRIBUTION_LOSSES,
     )
 }
 """Name of a loss in a Term to what evaluates it."""

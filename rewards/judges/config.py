@@ -75,6 +75,8 @@ class ScalarModel(ServiceConfig):
     """None takes a GPU where there is one."""
     squash: Literal["none", "sigmoid"] = "none"
     """sigmoid pays a probability instead of a logit."""
+    think_tag: str | None = None
+    """Only the text after the last `</tag>` is scored, and an answer that never closes it is none; None scores all."""
     with_reference: bool = False
     """The model also reads the task's reference answer (VerifyRM)."""
 

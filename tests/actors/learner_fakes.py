@@ -76,6 +76,8 @@ class FakePorts:
     waits: Mapping[int, Exception | None] = field(default_factory=dict)
     ages: Mapping[str, int] = field(default_factory=dict)
     versions: int = 0
+    measured: dict[int, Any] = field(default_factory=dict)
+    """What was told of the groups at each commit."""
     reports: list[dict[str, float]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     leasing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -96,7 +98,15 @@ class FakePorts:
             lease_id=f"lease-{step}", step=step, epoch=0, groups=tuple(self.groups(step)), ages=self.ages, waited_s=0.25
         )
 
-    async def commit(self, step: int, lease_id: str, *, dropped: Mapping[str, str] | None = None) -> None:
+    async def commit(
+        self,
+        step: int,
+        lease_id: str,
+        *,
+        dropped: Mapping[str, str] | None = None,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        self.measured[step] = dict(measured or {})
         self.log.append(("commit", step, lease_id, dict(dropped or {})))
 
     async def announce_version(self, version: PolicyVersion, step: int) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,46 +13,9 @@ from rewards.config import RewardComponent, RewardConfig
 from rewards.judges.admission import MASTER_KEYS, NotAdmittedError
 from rewards.task import Task
 from rewards.verdict import Status
+from tests.judge_server import JudgeServer, chat
 
 TASK = Task(task_id="t", prompt="What is 2 + 3?", reference="5", metadata={"principle": "It is right."})
-
-
-class Server:
-    """Answers POSTs with `reply(body, headers)`: a status and a JSON value, or a text."""
-
-    def __init__(self, reply):
-        self.bodies = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.bodies.append(body)
-                code, data = reply(body, self.headers)
-                content = data if isinstance(data, str) else json.dumps(data)
-                self.send_response(code)
-                self.end_headers()
-                self.wfile.write(content.encode())
-
-            def log_message(self, *_): ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-
-    def __enter__(self):
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def chat(text, finish_reason="stop"):
-    return 200, {
-        "choices": [{"message": {"content": text}, "finish_reason": finish_reason}],
-        "usage": {"total_tokens": 7},
-    }
 
 
 def reward(url, verifier="judge_reference", scope="sample", options=None, **service):
@@ -84,7 +46,7 @@ def test_verdicts_and_costs_of_an_endpoint():
         assert headers["Authorization"] is None
         return chat("Yes" if "It is 5" in body["messages"][-1]["content"] else "No")
 
-    with Server(reply) as server:
+    with JudgeServer(reply) as server:
         verdicts, stats = score(reward(server.url), "It is 5", "It is 6", "It is 5", "...")
     assert [v.score for v in verdicts] == [1.0, 0.0, 1.0, 0.0]
     assert verdicts[3].status is Status.NO_ANSWER
@@ -94,11 +56,11 @@ def test_verdicts_and_costs_of_an_endpoint():
 
 def test_faults_and_unreadable_replies_are_tried_again_with_another_seed():
     replies = iter([(503, "busy"), (200, "no json"), chat("Well, yes"), chat("Yes")])
-    with Server(lambda *_: next(replies)) as server:
+    with JudgeServer(lambda *_: next(replies)) as server:
         (verdict,), stats = score(reward(server.url), "5")
     assert verdict.score == 1.0
     assert len({body["seed"] for body in server.bodies}) == 4
-    assert (stats["pool/default/retries"], stats["pool/default/unreadable"]) == (3, 1)
+    assert (stats["pool/default/retried"], stats["pool/default/unreadable"]) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +74,7 @@ def test_faults_and_unreadable_replies_are_tried_again_with_another_seed():
     ],
 )
 def test_what_is_no_verdict_is_never_a_number(reply, status, num_requests):
-    with Server(lambda *_: reply) as server:
+    with JudgeServer(lambda *_: reply) as server:
         (verdict,), _ = score(reward(server.url, num_attempts=2), "5")
     assert (verdict.score, verdict.status, len(server.bodies)) == (None, status, num_requests)
     assert verdict.extras["error"]
@@ -122,7 +84,7 @@ def test_nobody_there_and_a_silent_server_are_infrastructure():
     (verdict,), _ = score(reward("http://127.0.0.1:9/v1", num_attempts=2), "5")
     assert verdict.status is Status.INFRA_ERROR
     silence = threading.Event()
-    with Server(lambda *_: (silence.wait(60), chat("Yes"))[1]) as server:
+    with JudgeServer(lambda *_: (silence.wait(60), chat("Yes"))[1]) as server:
         config = reward(server.url, num_attempts=2, attempt_timeout_s=0.2, total_timeout_s=0.5)
         (verdict,), _ = score(config, "5")
         silence.set()
@@ -133,7 +95,7 @@ def test_nobody_there_and_a_silent_server_are_infrastructure():
 def test_log_probs_of_labels_add_up_over_their_spellings():
     top = [{"token": t, "logprob": math.log(p)} for t, p in (("Yes", 0.5), (" Yes", 0.25), ("No", 0.15), ("So", 0.05))]
     data = {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
-    with Server(lambda *_: (200, data)) as server:
+    with JudgeServer(lambda *_: (200, data)) as server:
         (verdict,), _ = score(reward(server.url, "judge_principle"), "5")
     assert verdict.score == pytest.approx(math.log(0.75 / 0.15))
     assert (server.bodies[0]["max_tokens"], server.bodies[0]["logprobs"]) == (1, True)
@@ -144,10 +106,10 @@ def test_a_group_is_one_call_and_one_fault():
         names = [name for name in ("answer-1", "answer-2") if f"{name}:" in body["messages"][-1]["content"]]
         return chat(json.dumps({"scores": dict.fromkeys(names, 5), "best-to-worst": names}))
 
-    with Server(reply) as server:
+    with JudgeServer(reply) as server:
         verdicts, _ = score(reward(server.url, "judge_listwise", "group"), "5", "6")
     assert [v.score for v in verdicts] == [1.0, 1.0]
-    with Server(lambda *_: chat("no idea")) as server:
+    with JudgeServer(lambda *_: chat("no idea")) as server:
         verdicts, _ = score(reward(server.url, "judge_listwise", "group", num_attempts=1), "5", "6")
     assert {v.status for v in verdicts} == {Status.JUDGE_ERROR}
 
@@ -159,7 +121,7 @@ class TestAdmission:
         return chat("Yes" if "gives \\boxed" in answer else "No")
 
     def test_an_honest_judge_is_admitted_and_then_used(self):
-        with Server(self.honest) as server:
+        with JudgeServer(self.honest) as server:
             (verdict,), _ = score(reward(server.url, admission_trials=16), "Adding gives \\boxed{5}")
         assert verdict.score == 1.0
         assert len(server.bodies) > 24
@@ -168,7 +130,7 @@ class TestAdmission:
     def test_a_judge_that_one_key_fools_is_not(self, key):
         assert key in MASTER_KEYS
         with (
-            Server(
+            JudgeServer(
                 lambda body, h: chat("Yes") if key in body["messages"][-1]["content"] else self.honest(body, h)
             ) as s,
             pytest.raises(NotAdmittedError, match=r"pays 1 of 16 answers"),
@@ -181,7 +143,7 @@ class TestAdmission:
 
     def test_a_key_that_wins_comparisons_is_found_in_groups_too(self):
         with (
-            Server(lambda *_: chat('{"first": 5, "second": 5}')) as server,
+            JudgeServer(lambda *_: chat('{"first": 5, "second": 5}')) as server,
             pytest.raises(NotAdmittedError, match="as much as right ones"),
         ):
             score(reward(server.url, "judge_pairwise", "group", admission_trials=16), "5", "6")
@@ -194,7 +156,7 @@ def test_scores_of_an_endpoint_and_what_it_could_not_score():
         assert (item["task_id"], item["reference"], item["prompt"][0]["role"]) == ("t", "5", "user")
         return 200, {"scores": [{"good": 2.5, "unknown": None, "odd": "NaN"}[item["answer"]]]}
 
-    with pytest.MonkeyPatch.context() as patch, Server(reply) as server:
+    with pytest.MonkeyPatch.context() as patch, JudgeServer(reply) as server:
         patch.setenv("REWARD_KEY", "secret")
         service = {"kind": "score_endpoint", "url": server.url, "api_key_env": "REWARD_KEY", "num_attempts": 2}
         config = RewardConfig(components={"rm": RewardComponent(verifier="reward_model")}, service=service)

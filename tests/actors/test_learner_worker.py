@@ -21,12 +21,14 @@ from actors.learner_worker import (
     LearnerRank,
     LearnerWorker,
     TooManySkippedStepsError,
+    measured_of,
 )
-from actors.ports import RunFinished, StalledError
+from actors.ports import BatchLease, RunFinished, StalledError
 from actors.run_checkpoint import RunCheckpointer, newest_restore_point
 from actors.weights import CorruptVersionError, ProbeFailedError, WeightStore, activate, write_version
 from learner.config import LoRAConfig
-from learner.trainer import Trainer
+from learner.members import MemberRecord
+from learner.trainer import StepReport, Trainer
 from rewards.codec import decode_group
 from rewards.trajectory import Group, PolicyVersion, Source
 from tests.actors.learner_fakes import PROBE, FakePorts, make_plan, make_worker
@@ -59,6 +61,17 @@ async def test_the_whole_life_of_one_step(tmp_path):
         ("complete", 1, {0: ["g0"]}, {"step": 1}),
         ("seal", 0),
     ]
+
+
+def test_the_cache_is_told_how_far_each_group_moved():
+    groups = (make_group(group_id="moved"), make_group(group_id="frozen"))
+    lease = BatchLease(lease_id="l", step=0, epoch=0, groups=groups)
+    members = (
+        MemberRecord(3, 1.5, 0.5), MemberRecord(1, 0.5, None),
+        MemberRecord(4, None, None), MemberRecord(0, None, None),
+    )  # fmt: skip
+    report = StepReport(step=0, loss=0.0, terms={}, grad_norm=0.0, learning_rate=0.0, members=members)
+    assert measured_of(lease, report) == {"moved": {"ratio": 0.5, "clipped": 0.5}}
 
 
 async def test_versions_and_checkpoints_come_at_their_intervals_and_at_the_end():

@@ -16,7 +16,7 @@ from actors.spawn import spawn_replay
 from rewards.trajectory import PolicyVersion
 from tests.actors.replay.drivers import live
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ async def fill(replay: Any, num: int, version: int) -> None:
 
 
 async def test_killed_shards_and_a_killed_coordinator_cost_no_group(tmp_path, node):
-    config = ReplayConfig(groups_per_update=4, max_age=1, num_shards=2, wait_timeout_s=60.0)
+    config = ReplayConfig(groups_per_update=4, max_age=1, num_shards=2, wait_timeout_s=800.0)
     replay: Any = spawn_replay(cast(RunSpec, Spec(config, tmp_path)), "shards", node)
     await replay.announce_version(PolicyVersion(0), 0)
     await fill(replay, 8, 0)

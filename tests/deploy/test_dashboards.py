@@ -129,6 +129,10 @@ def test_panels_are_named_explained_and_side_by_side(path):
         assert max(x for x, _ in cells) < 24
         taken |= cells
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    (runs,) = (each["query"] for each in board["templating"]["list"] if each["name"] == "run")
+    match = re.fullmatch(r"label_values\((\w+), run\)", runs)
+    assert match is not None
+    assert match[1] in ROWS
 
 
 def test_an_alert_says_what_it_is_about():

@@ -13,6 +13,7 @@ import yaml
 from actors.spawn import ROLE_LABEL
 from orchestrator.cli import make_parser
 from orchestrator.load_config import load_run_config
+from orchestrator.ray_environment import SEVERAL_NODES
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -107,7 +108,9 @@ def test_every_way_to_start_a_cluster_asks_for_a_token():
     image = (DEPLOY / "Dockerfile").read_text()
     assert "RAY_AUTH_MODE=token" in image
     assert "RAY_AUTH_MODE=token" in (DEPLOY / "slurm" / "braid.sbatch").read_text()
-    assert yaml.safe_load((DEPLOY / "skypilot.yaml").read_text())["envs"]["RAY_AUTH_MODE"] == "token"
+    rented = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text())
+    assert rented["envs"]["RAY_AUTH_MODE"] == "token"
+    assert rented.get("num_nodes", 1) > 1 or rented["envs"][SEVERAL_NODES] == "0"
     for path in KUBERAY:
         assert all({"name": "RAY_AUTH_MODE", "value": "token"} in container(group)["env"] for group in groups(path))
 

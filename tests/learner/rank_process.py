@@ -15,17 +15,22 @@ from learner.config import (
     CovarianceClippedSurrogate,
     CovariancePenaltySurrogate,
     EntropyBonus,
+    EntropyWeightedLikelihood,
+    EntropyWeightedPolicyGradient,
     GroupRegression,
     KLToReference,
     LearnerConfig,
     MomentClippedSurrogate,
     NegativeLogLikelihood,
+    OneTokenRollout,
     OptimalBaselineGradient,
     OptimizerConfig,
     PairwisePreference,
+    ProspectPreference,
     ProtectedSurrogate,
     QuotientClippedSurrogate,
     Term,
+    TraceWeightedPolicyGradient,
 )
 from learner.trainer import StepReport, Trainer
 from rewards.trajectory import Group, Source
@@ -75,6 +80,11 @@ WHOLE_UPDATE_TERMS = (
     Term(loss=CovariancePenaltySurrogate(share=0.2)),
     Term(loss=OptimalBaselineGradient(), advantage="score"),
     Term(loss=ProtectedSurrogate(share=0.6, min_ratio=0.01)),
+    Term(loss=ProspectPreference(), advantage="centered", aggregation="sequence"),
+    Term(loss=TraceWeightedPolicyGradient(), advantage="centered"),
+    Term(loss=EntropyWeightedPolicyGradient()),
+    Term(loss=EntropyWeightedLikelihood(), source="expert"),
+    Term(loss=OneTokenRollout(draws=4, miss_reward=-0.1), source="expert", weight=0.1),
 )
 """What reads more than its own tokens: the group, or the whole update."""
 

@@ -20,6 +20,7 @@ from learner.config import (
     PairwisePreference,
     ProspectPreference,
     Term,
+    TiltedTargetGradient,
 )
 from learner.losses.table import LOSSES
 from learner.packing import split_micro_batches
@@ -250,6 +251,7 @@ WHOLE_GROUPS = (
     Term(loss=PairwisePreference(), aggregation="sequence", advantage="score"),
     Term(loss=OddsRatioPreference(), aggregation="sequence", advantage="score"),
     Term(loss=ProspectPreference(), aggregation="sequence", advantage="centered"),
+    Term(loss=TiltedTargetGradient(), aggregation="sequence", advantage="score"),
     Term(loss=ClippedSurrogate()),
 )
 

@@ -526,3 +526,13 @@ def test_a_second_source_needs_a_loss_that_compares():
         Term(loss=PolicyGradient(), source="expert", against="live")
     with pytest.raises(ValueError, match="name another source"):
         Term(loss=PairwisePreference(), against="live")
+
+
+def test_a_term_for_right_members_is_silent_on_a_group_without_any():
+    """KEPO's gate: nothing to learn from a teacher where all are wrong, and later only on the one right answer."""
+    objective = Objective([Term(loss=NegativeLogLikelihood(), members="right")])
+    wrong, rescued = make_group(group_id="a", scores=[0.0, 0.0]), make_group(group_id="b", scores=[0.0, 1.0, 0.0])
+    assert objective.plan([wrong]).num_trained_tokens == 0
+    (term,) = objective.plan([wrong, rescued]).terms
+    assert [bool(mask.any()) for mask in term.mask] == [False, False, False, True, False]
+    assert (term.num_tokens, term.num_sequences) == (2, 1)

@@ -14,7 +14,7 @@ from learner.losses.value import (
     support,
     two_hot,
 )
-from learner.returns import Episode, episodes, gae, v_trace
+from learner.returns import Episode, conservative, episodes, gae, v_trace
 
 REWARDS, VALUES = np.array([0.0, 0, 1]), np.array([0.2, 0.5, 0.7])
 
@@ -52,6 +52,14 @@ def test_returns_are_the_sums_they_stand_for(seed):
 def test_on_policy_v_trace_targets_are_those_of_gae():
     episode = Episode(REWARDS, VALUES, np.ones(3))
     assert v_trace(episode, discount=0.9, trace=0.8)[1] == pytest.approx(gae(episode, discount=0.9, trace=0.8)[1])
+
+
+def test_worked_conservative_targets():
+    gaps = np.array([0.0, -0.1, -0.3]), np.array([-0.2, -0.4, 0.0])
+    targets = conservative(Episode(REWARDS, VALUES, np.ones(3), *gaps), discount=0.9, scale=0.5)[1]
+    assert targets == pytest.approx([0.9 * (0.5 - 0.2), 0.9 * 0.7 + 0.05, 1.0 + 0.15])
+    with pytest.raises(ValueError, match="need the gaps"):
+        conservative(Episode(REWARDS, VALUES, np.ones(3)))
 
 
 def test_episodes_pass_over_what_the_policy_did_not_write():

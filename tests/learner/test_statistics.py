@@ -29,7 +29,7 @@ from tests.learner.rank_process import (
     weights,
 )
 
-WHOLE_UPDATE_TERMS_ON_OWN_PAST = [t.model_copy(update={"source": "own_past"}) for t in WHOLE_UPDATE_TERMS]
+WHOLE_UPDATE_TERMS_ON_OWN_PAST = [term.model_copy(update={"source": "own_past"}) for term in WHOLE_UPDATE_TERMS]
 
 BAPO = {"target": 0.5, "low": 0.6, "low_max": 0.8, "high": 1.2, "high_max": 2.0, "increment": 0.05}
 

@@ -53,6 +53,7 @@ def test_defaults_are_valid_and_survive_json(section):
         "draws": 2,
         "miss_reward": 0.0,
         "model": "m",
+        "path": "run",
     }
     config = section(**{name: values[name] for name in required})
     assert section.model_validate_json(config.model_dump_json()) == config

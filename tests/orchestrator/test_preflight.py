@@ -20,6 +20,7 @@ from orchestrator.preflight import (
     prompt_problems,
     resource_problems,
     source_problems,
+    unread_problems,
 )
 from orchestrator.resources import Available
 from rewards.task import ExpertResponse, Task, TaskSet
@@ -257,13 +258,13 @@ def test_expert_text_has_no_behaviour_logprobs():
 
 
 def test_needs_that_no_box_supplies():
-    class NeedsValues(LossParams):
-        name: str = "needs_values"
-        needs = frozenset({"values"})
+    class NeedsProximal(LossParams):
+        name: str = "needs_proximal"
+        needs = frozenset({"proximal_logprobs"})
 
-    term = Term(loss=ClippedSurrogate()).model_copy(update={"loss": NeedsValues()})
+    term = Term(loss=ClippedSurrogate()).model_copy(update={"loss": NeedsProximal()})
     (problem,) = source_problems(config().model_copy(update={"terms": (term,)}))
-    assert "needs values, which nothing in this run supplies" in problem
+    assert "needs proximal_logprobs, which nothing in this run supplies" in problem
 
 
 @pytest.mark.parametrize("recipe", ["chord_mu", "sft", "dapo", "sft_then_rl"])
@@ -274,6 +275,18 @@ def test_what_the_recipes_need_is_supplied(recipe):
 def test_a_term_says_which_settings_it_is_missing():
     (told,) = source_problems(config("learner.teacher=null", recipe="gkd"))
     assert "terms[0] (teacher_divergence on 'live') needs divergence: set learner.teacher" in told
+
+
+def test_models_that_nobody_reads():
+    settings = ("learner.critic={}", "learner.teacher.model=any", "learner.reference.model=any")
+    told = list(unread_problems(config(*settings)))
+    assert [problem.split(" is set")[0] for problem in told] == [
+        "learner.critic",
+        "learner.teacher",
+        "learner.reference.model",
+    ]
+    for recipe in ("ppo", "opd", "gkd", "prorl"):
+        assert not list(unread_problems(config(recipe=recipe)))
 
 
 def test_a_teacher_must_read_the_same_tokens(model, tmp_path):

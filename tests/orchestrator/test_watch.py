@@ -67,6 +67,14 @@ async def test_a_finished_run_is_shown_at_once(tmp_path, monkeypatch, capsys):
     assert "phase done" in capsys.readouterr().out
 
 
+async def test_a_finished_run_without_a_status_file_is_summed_up(tmp_path, monkeypatch):
+    await drive_run(tmp_path, monkeypatch)
+    (tmp_path / "status.json").unlink()
+    output = io.StringIO()
+    watch_run(tmp_path, output=output, sleep=Patience())
+    assert "Held-out accuracy" in output.getvalue()
+
+
 def test_a_run_that_failed_before_it_had_numbers(tmp_path):
     (tmp_path / "status.json").write_text(json.dumps({"phase": "failed", "time": 0.0}))
     with pytest.raises(NoSummaryError):

@@ -85,6 +85,8 @@ DATA_METHODS = [
     "ssp",
     "rlpt",
     "ra3",
+    "deepsearch",
+    "pi_distill",
 ]
 
 

@@ -9,9 +9,11 @@ from actors.rules.actions import Drop
 from actors.tiny_model import _build_tokenizer
 from learner.config import (
     ClippedSurrogate,
+    CriticConfig,
     EntropyBonus,
     ImportanceWeightedKL,
     KLToReference,
+    LearnerConfig,
     NegativeLogLikelihood,
     ProtectedSurrogate,
     Term,
@@ -23,12 +25,19 @@ from rewards.telemetry import METRICS, Metric, UnknownMetricError, describe, unk
 from tests.learner.tiny_policy import tiny_model
 
 MAY_BE_SILENT = {
+    "groups_searched",  # only with `rollout.search`
     "resumed_step",  # only after a crash
     "contexts_too_long",  # only where help leaves no room for an answer
     "dropped_reports",  # only from a sink that is too slow
     "dropped/*",  # only when a group is refused or evicted
+    "groups_refused_*",
+    "term/critic/explained_variance",  # only where targets differ
+    "replay_shards",  # only where there are several
+    "term/critic/feature_penalty",  # only where it has a weight
     "watch/agreement",  # only with a held-out component
     "calls/*",  # only when a call is repeated or late
+    *(f"pool/*/{name}" for name in ("requests", "unreadable", "service_faults", "timeouts", "tokens", "batches")),
+    # only where a model judges
 }
 
 
@@ -48,6 +57,7 @@ def reported(tmp_path_factory):
         tasks=TaskConfig(source="arithmetic", num_train=32, num_heldout=4, options={"expert_max_operand": 59}),
         reward=RewardConfig(components={"correct": RewardComponent(verifier="final_number")}),
         terms=(
+            Term(loss=ClippedSurrogate(), advantage="gae"),
             Term(loss=ClippedSurrogate()),
             Term(loss=ProtectedSurrogate()),
             Term(loss=ImportanceWeightedKL(), weight=0.1),
@@ -67,6 +77,7 @@ def reported(tmp_path_factory):
         evaluation=EvaluationConfig(split_by="coverage"),
         checkpoint=CheckpointConfig(every=1),
         tracking=TrackingConfig(sinks=()),
+        learner=LearnerConfig(critic=CriticConfig()),
         num_steps=3,
     )
 

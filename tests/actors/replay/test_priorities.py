@@ -10,7 +10,7 @@ from tests.actors.replay.drivers import expert, ids, lease, live, make_core, tak
 
 
 def test_prioritised_tables_draw_by_advantage_first_and_by_what_the_learner_measured_later():
-    table = TableConfig(order="prioritised", priority="loss")
+    table = TableConfig(order="prioritised", priority="ratio")
     core = make_core(groups_per_update=4, quotas={"expert": 1}, tables={"expert": table})
     core.preload([expert(f"e{i}") for i in range(8)])
     assert {entry.priority for entry in core.state.entries.values()} == {1.0}
@@ -21,11 +21,11 @@ def test_prioritised_tables_draw_by_advantage_first_and_by_what_the_learner_meas
         batch.lease_id,
         {fourth: "nan"},
         measured={
-            first: {"loss": 1e-9},
-            second: {"loss": 9.0, "ratio": 1.0},
-            third: {"loss": float("nan")},
-            fourth: {"loss": 5.0},
-            "e-none": {"loss": 5.0},
+            first: {"ratio": 1e-9},
+            second: {"ratio": 9.0, "clipped": 1.0},
+            third: {"ratio": float("nan")},
+            fourth: {"ratio": 5.0},
+            "e-none": {"ratio": 5.0},
         },
     )
     priorities = {group_id: core.state.entries[group_id].priority for group_id in (first, second, third, fourth)}

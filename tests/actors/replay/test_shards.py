@@ -11,8 +11,9 @@ from actors.config import ReplayConfig
 from actors.ports import RunFinished, StaleEpochError, StalledError
 from actors.replay import coordinator
 from actors.replay.config import TableConfig
-from actors.replay.coordinator import ReplayCoordinator, ShardedReplay
+from actors.replay.coordinator import ReplayCoordinator
 from actors.replay.shard import ReplayShard, ShardPort, shard_of_id
+from actors.replay.sharded import ShardedReplay
 from orchestrator.audit import audit_run
 from rewards.trajectory import PolicyVersion
 from tests.actors.replay.drivers import expert, live
@@ -251,7 +252,7 @@ async def test_an_expired_lease_goes_back_in_every_shard(tmp_path):
 
 
 async def test_prioritised_draws_over_shards_follow_the_weights_of_all(tmp_path):
-    table = TableConfig(order="prioritised", priority="loss")
+    table = TableConfig(order="prioritised", priority="ratio")
     cluster = Cluster(tmp_path, quotas={"expert": 1}, groups_per_update=1, tables={"expert": table})
     await cluster.begin()
     heavy, counts = "e3", Counter()
@@ -259,7 +260,7 @@ async def test_prioritised_draws_over_shards_follow_the_weights_of_all(tmp_path)
         batch = await cluster.port.lease(step)
         (group,) = batch.groups
         counts[group.group_id] += 1
-        loss = {"loss": 11.0 if group.group_id == heavy else 1.0}
+        loss = {"ratio": 11.0 if group.group_id == heavy else 1.0}
         await cluster.port.commit(step, batch.lease_id, measured={group.group_id: loss})
     assert 35 < counts[heavy] < 85  # half of the weight lies on it
     assert len(counts) == 12
