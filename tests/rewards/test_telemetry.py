@@ -34,6 +34,7 @@ MAY_BE_SILENT = {
     "term/critic/explained_variance",  # only where targets differ
     "replay_shards",  # only where there are several
     "term/critic/feature_penalty",  # only where it has a weight
+    "term/*/target_kl_mean",  # only with a tilted reference as the target
     "watch/agreement",  # only with a held-out component
     "calls/*",  # only when a call is repeated or late
     *(f"pool/*/{name}" for name in ("requests", "unreadable", "service_faults", "timeouts", "tokens", "batches")),
