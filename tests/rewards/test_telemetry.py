@@ -17,6 +17,7 @@ from learner.config import (
     NegativeLogLikelihood,
     ProtectedSurrogate,
     Term,
+    TiltedTargetGradient,
 )
 from orchestrator.config import CheckpointConfig, EvaluationConfig, RunConfig, TrackingConfig
 from orchestrator.local_run import run_local
@@ -63,6 +64,7 @@ def reported(tmp_path_factory):
             Term(loss=ProtectedSurrogate()),
             Term(loss=ImportanceWeightedKL(), weight=0.1),
             Term(loss=KLToReference(), weight=0.1),
+            Term(loss=TiltedTargetGradient(), advantage="score", aggregation="sequence"),
             Term(loss=EntropyBonus(), weight=0.01),
             Term(loss=NegativeLogLikelihood(), source="expert"),
             Term(loss=NegativeLogLikelihood(token_weight="phi"), source="expert"),
