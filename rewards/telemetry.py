@@ -78,6 +78,9 @@ METRICS: dict[str, Metric] = {
     "term/*/num_tokens": Metric("tokens", "sum", "Tokens this term is normalised by."),
     "term/*/num_sequences": Metric("sequences", "sum", "Sequences with at least one token in this term."),
     "term/*/clip_fraction": Metric("share", "last", "Tokens without gradient because their ratio left its bounds."),
+    "term/*/target_kl_mean": Metric(
+        "nats", "last", "KL from the target to the policy, of sequences, weighted by tokens (GDC, f-DPG)."
+    ),
     "term/*/protected_fraction": Metric("share", "last", "Unlikely tokens kept from being pushed down (Lp-Reg)."),
     "term/*/ratio_mean": Metric("1", "last", "Mean importance ratio, learner over sampling policy; near 1."),
     "term/*/effective_sample_fraction": Metric("share", "last", "Share of tokens the weighted ones are worth."),
