@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.assemble import expert_group
 from actors.config import EngineConfig, ReplayConfig, RolloutConfig, WeightsConfig
@@ -14,7 +14,6 @@ from actors.contexts.config import GuidanceConfig
 from actors.contexts.policy import GuidancePolicy
 from actors.engines.protocol import Engine
 from actors.finisher import Finisher
-from actors.learner_worker import LearnerPlan, LearnerRank
 from actors.model_store import resolve_model
 from actors.renderer import Renderer
 from actors.replay.cache import ReplayCache
@@ -33,6 +32,9 @@ from learner.config import LearnerConfig, Term
 from rewards.config import RewardConfig, TaskConfig
 from rewards.task import Task
 from rewards.trajectory import Group
+
+if TYPE_CHECKING:
+    from actors.learner_worker import LearnerPlan, LearnerRank
 
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog. 12 + 34 = 46, and 7 is less than 9."
 """Its log-probs tell after every push whether an engine runs the weights it claims; without a chat template, which
@@ -187,6 +189,7 @@ def make_rollout_worker(spec: RunSpec, worker_id: str, ports: RolloutPorts) -> R
 
 def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = None) -> LearnerRank:
     """Loads the model; with several ranks all of them must be built together (they meet at `init_method`)."""
+    from actors.learner_worker import LearnerRank
     from learner.trainer import Trainer
 
     pin_to_cores(spec.learner.cores)
@@ -204,6 +207,8 @@ def make_learner_rank(spec: RunSpec, rank: int = 0, init_method: str | None = No
 
 
 def make_learner_plan(spec: RunSpec) -> LearnerPlan:
+    from actors.learner_worker import LearnerPlan
+
     renderer = make_renderer(spec)
     probe = renderer.answer_ids(PROBE_TEXT)
     return LearnerPlan(

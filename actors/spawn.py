@@ -1,4 +1,7 @@
-"""Turns each class into a Ray actor with its resources, and actor handles into ports."""
+"""Turns each class into a Ray actor with its resources, and actor handles into ports.
+
+torch is imported by the ranks alone: every other process starts in a fraction of the time without it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,13 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import assembly
 from actors.assembly import RunSpec
-from actors.learner_worker import LearnerPorts, LearnerRank, LearnerWorker, RankPort
 from actors.pools import ScorePool
 from actors.remote import LOST, ActorPort, Joined, Located, end_actor, this_node
 from actors.replay.cache import ReplayCache
@@ -23,7 +25,6 @@ from actors.replay.shard import ReplayShard, ShardPort
 from actors.replay.sharded import ShardedReplay
 from actors.reward_worker import RewardWorker
 from actors.rollout_worker import RolloutPorts, RolloutWorker
-from actors.run_checkpoint import RunCheckpointer
 from actors.task_feed import TaskFeed
 from actors.transports.object_store import NodeMirror, ShippedVersion, Shipper, mirror_folder, remove_versions
 from actors.transports.tensor_file import Bytes
@@ -32,6 +33,9 @@ from rewards.task import Task
 from rewards.tasks import load_tasks
 from rewards.trajectory import Group, PolicyVersion, Trajectory
 from rewards.verdict import Verdict
+
+if TYPE_CHECKING:
+    from actors.learner_worker import LearnerRank, LearnerWorker
 
 REMOVE_TIMEOUT_S = 30.0
 
@@ -216,6 +220,9 @@ class LearnerRankActor(Located):
 
     def lead(self, others: Sequence[Any], boxes: Boxes) -> None:
         """Makes this rank the leader of the group."""
+        from actors.learner_worker import LearnerPorts, LearnerWorker, RankPort
+        from actors.run_checkpoint import RunCheckpointer
+
         spec = self._spec
         assert self._own is not None
         checkpointer = RunCheckpointer(

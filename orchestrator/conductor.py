@@ -122,6 +122,7 @@ class Conductor:
         self._alarms: set[tuple[str, str]] = set()
         self._stopping = False
         self._num_rebuilds = 0
+        self._limit: asyncio.Task[None] | None = None
         self._scoring: Mapping[str, ScoringBox] = {f"reward-{i}": box for i, box in enumerate(parts.scoring)}
         live_groups = round(config.replay.groups_per_update * config.replay.live_share)
         self._meter = LoadMeter(config.rollout.concurrent_groups, live_groups)
@@ -162,7 +163,7 @@ class Conductor:
             recorder.phase("failed")
             raise
         finally:
-            for task in self._evaluations:
+            for task in (*self._evaluations, *([self._limit] if self._limit is not None else ())):
                 task.cancel()
             found = {"replay": await quietly(parts.replay.stats()), "slowest_samples": await self._slowest_samples()}
             summary = recorder.write_summary(found)
@@ -254,16 +255,24 @@ class Conductor:
     async def _learn(self) -> int:
         """The learner's loop, and that of each group in the place of one that lost a rank; the committed steps."""
         error: Exception | None = None
+        limit = self._config.max_minutes
+        ends_at = None if limit is None else time.monotonic() + 60.0 * limit
         while True:
             try:
                 if error is not None:
                     await self._replace_learner(error)
+                    if ends_at is not None:  # the clock of the new group has begun anew
+                        self._limit = asyncio.ensure_future(self._stop_learner_in(ends_at - time.monotonic()))
                 return await self._parts.learner.run()
             except Exception as fault:
                 if self._num_rebuilds >= self._parts.max_respawns or not await self._parts.learners.is_lost(fault):
                     raise
                 self._num_rebuilds += 1
                 error = fault
+
+    async def _stop_learner_in(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await quietly(self._parts.learner.request_stop())
 
     async def _replace_learner(self, error: Exception) -> None:
         """Another group goes on from the newest intact checkpoint. Rollout workers sample meanwhile, up to the bound

@@ -126,6 +126,8 @@ class RunConfig(Section):
     """Where numbers go."""
     scaling: ScalingConfig = ScalingConfig()
     """Whether rollout workers join and leave by themselves."""
+    max_losses: int = Field(default=5, ge=0)
+    """Rollout workers, and learner groups, that are replaced before the next loss ends the run."""
     num_steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     max_minutes: float | None = Field(default=None, gt=0)

@@ -20,7 +20,7 @@ from actors.spawn import MAX_CALLS, remove_on_all_nodes
 from actors.transports.object_store import remove_versions
 from orchestrator.config import RunConfig
 from orchestrator.fleet import FleetSizeError
-from orchestrator.run_files import RunFiles, make_spec, open_run, weights_directory
+from orchestrator.run_files import RunExistsError, RunFiles, make_spec, open_run, weights_directory
 from orchestrator.supervisor import SUPERVISOR, RunSupervisor
 from orchestrator.view import RunView
 
@@ -44,16 +44,14 @@ def launch(
     """
     model_path = resolve_model(config.model)
     namespace = f"braid/{run_dir.resolve().name}"
-    dashboard, is_connected = None, address is not None and resume
-    if is_connected:
+    dashboard = None
+    if address is not None:
         dashboard = start_ray(config, namespace, address)
         if SUPERVISOR in actor_names(namespace):
-            print(f"run        {run_dir.resolve()} is alive; this command joins it", flush=True)
-            supervisor = ray.get_actor(SUPERVISOR, namespace)
-            return _stay_to_the_end(supervisor, config, RunFiles(run_dir.resolve()), dashboard, address, show_view)
-        end_actors(namespace)  # of a start whose supervisor is gone for good
+            return _join(config, RunFiles(run_dir.resolve()), namespace, dashboard, address, show_view, resume=resume)
+        _end_leftovers(namespace)
     files, incarnation = open_run(config, run_dir, resume=resume)
-    if not is_connected:
+    if address is None:
         dashboard = start_ray(config, namespace, address)
     files.cluster.write_text(
         json.dumps(
@@ -82,6 +80,39 @@ def launch(
         .remote(config.model_dump_json(), spec, str(files.root), namespace, list(sys.path))
     )
     return _stay_to_the_end(supervisor, config, files, dashboard, address, show_view, resume=resume)
+
+
+def _join(
+    config: RunConfig,
+    files: RunFiles,
+    namespace: str,
+    dashboard: str | None,
+    address: str,
+    show_view: bool,
+    *,
+    resume: bool,
+) -> int:
+    """Stays with a run that is alive on the cluster although the command that began it is gone.
+
+    Raises:
+        RunExistsError: another run was meant, or one of this name in another folder is alive.
+    """
+    started = json.loads(files.cluster.read_text()) if files.cluster.exists() else {}
+    if not resume or started.get("namespace") != namespace:
+        raise RunExistsError(
+            f"a run named {files.root.name!r} is alive on the cluster at {address}: give another --name, or join it "
+            "with --resume and the folder it began in"
+        )
+    print(f"run        {files.root} is alive; this command joins it", flush=True)
+    supervisor = ray.get_actor(SUPERVISOR, namespace)
+    return _stay_to_the_end(supervisor, config, files, dashboard, address, show_view)
+
+
+def _end_leftovers(namespace: str) -> None:
+    """Ends boxes of a start whose supervisor is gone for good; the run to come would take them for its own."""
+    end_actors(namespace)
+    while actor_names(namespace):
+        time.sleep(0.1)
 
 
 def _stay_to_the_end(

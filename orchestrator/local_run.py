@@ -81,6 +81,7 @@ async def build_local_parts(
         rollouts=LocalRollouts(spec, rollout_ports),
         scoring=scoring,
         heldout=tasks.heldout,
+        max_respawns=config.max_losses,
     )
 
 

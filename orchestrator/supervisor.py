@@ -189,6 +189,7 @@ class RunSupervisor:
             heldout=tasks.heldout,
             services=self._services(scoring),
             rollout_names=names,
+            max_respawns=self._config.max_losses,
         )
         return parts, goes_on
 

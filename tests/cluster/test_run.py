@@ -9,7 +9,7 @@ import pytest
 from orchestrator.audit import audit_run
 from tests.cluster.runs import SIMULATED, Run, wait_until_gone
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
