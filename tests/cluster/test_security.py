@@ -18,7 +18,7 @@ import pytest
 
 from tests.cluster.runs import SIMULATED, Run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SECRETS = {
     "RAY_AUTH_TOKEN": "canary-of-the-cluster-0123456789abcdef0123456789",
@@ -80,7 +80,7 @@ def run(tmp_path_factory, tiny_model_path) -> Iterator[Run]:
         settings = (*SIMULATED, f"model={tiny_model_path}", "learner.num_ranks=2", "num_steps=100000")
         made = Run(tmp_path_factory.mktemp("security"), "closed", settings=settings)
     try:
-        made.wait_for_events("activated", 1, timeout_s=600)  # all boxes are up
+        made.wait_for_events("activated", 1, timeout_s=1200)  # all boxes are up
         yield made
     finally:
         made.kill_everything()
