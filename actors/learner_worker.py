@@ -361,6 +361,7 @@ class LearnerWorker:
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
             "skipped_steps": float(report.skipped),
+            "resets": float(report.reset),
             "lease_wait_s": lease.waited_s,
             "train_s": train_s,
             "trained_tokens": float(report.num_trained_tokens),

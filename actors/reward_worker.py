@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from actors.reward_pool import Backend, RewardPool
-from rewards.combination import RunningScales, combine, combine_group
-from rewards.config import DEFAULT_POOL, RewardConfig
+from rewards.combination import RunningScales, combine, combine_group, is_shut
+from rewards.config import DEFAULT_POOL, RewardComponent, RewardConfig
 from rewards.task import Task
 from rewards.trajectory import Trajectory
 from rewards.verdict import Status, Verdict
@@ -20,6 +20,9 @@ from rewards.watch import RewardWatch
 
 UNSCORED_WINDOW = 256
 """Samples over which the unscored fraction is watched; it is judged once a quarter of the window is filled."""
+
+NOT_ASKED = Verdict.unscored(Status.CANCELLED)
+"""Of a component whose gate is closed; it counts for nothing either way."""
 
 
 class TooManyUnscoredError(RuntimeError):
@@ -52,6 +55,7 @@ class RewardWorker:
         self._recent_unscored: deque[bool] = deque(maxlen=window)
         self._watch = RewardWatch(config.watch)
         self._scales = RunningScales()
+        self._late = _late_pools(config)
         self._statuses: Counter[Status] = Counter()
         self._num_cached = 0
         self._seconds = 0.0
@@ -114,9 +118,19 @@ class RewardWorker:
 
     async def _judge(self, answer: str, task: Task) -> tuple[dict[str, Verdict], bool]:
         """Verdicts of all components of scope `sample`, and whether all pools knew them."""
-        pools = [pool for pool in self._pools.values() if "sample" in pool.scopes]
-        judged = await asyncio.gather(*(pool.judge(answer, task) for pool in pools))
+        pools = {name: pool for name, pool in self._pools.items() if "sample" in pool.scopes}
+        judged = await asyncio.gather(*(p.judge(answer, task) for name, p in pools.items() if name not in self._late))
         parts = {name: verdict for one in judged for name, verdict in one.parts.items()}
+        asked = []
+        for name in self._late:
+            gated = [part for part, component in self._config.components.items() if component.pool == name]
+            if all(is_shut(self._config, part, parts) for part in gated):
+                parts |= dict.fromkeys(gated, NOT_ASKED)
+            else:
+                asked.append(pools[name])
+        later = await asyncio.gather(*(pool.judge(answer, task) for pool in asked))
+        parts |= {name: verdict for one in later for name, verdict in one.parts.items()}
+        judged = [*judged, *later]
         self._seconds += sum(verdict.seconds for verdict in parts.values())
         return parts, bool(judged) and all(one.is_cached for one in judged)
 
@@ -193,6 +207,25 @@ class RewardWorker:
     async def close(self) -> None:
         """Ends all children; calls in flight come back as `cancelled`."""
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+
+
+def _late_pools(config: RewardConfig) -> tuple[str, ...]:
+    """Pools of models that are asked only where a gate is open: a verifier has said so before they would be."""
+
+    def waits(name: str) -> bool:
+        parts = [component for component in config.components.values() if component.pool == name]
+        gates = [[config.components[gate] for gate in component.gates] for component in parts]
+        return (
+            config.pools[name].service is not None
+            and all(component.scope == "sample" for component in parts)
+            and all(of_part and all(_is_verified(config, gate) for gate in of_part) for of_part in gates)
+        )
+
+    return tuple(name for name in config.pools if waits(name))
+
+
+def _is_verified(config: RewardConfig, component: RewardComponent) -> bool:
+    return component.scope == "sample" and config.service_of(component) is None
 
 
 def sample_facts(trajectory: Trajectory) -> dict[str, Any]:

@@ -233,9 +233,9 @@ class Objective:
         Always: loss (before its weight), weight, num_tokens, num_sequences. By loss: clip_fraction, ratio_mean,
         mismatch_mean, mismatch_max (nats between log-probs and behaviour log-probs), chi2 and
         effective_sample_fraction of the ratios, kl_mean, entropy_mean, token_weight_mean, nll_mean,
-        protected_fraction. A correction adds, behind "correction/", token_weight_mean, clip_fraction (tokens of
-        weight 0) and the distances of proximal and sampling policy: ratio_mean, mismatch_mean, mismatch_max, chi2,
-        effective_sample_fraction.
+        protected_fraction, target_kl_mean. A correction adds, behind "correction/", token_weight_mean, clip_fraction
+        (tokens of weight 0) and the distances of proximal and sampling policy: ratio_mean, mismatch_mean, mismatch_max,
+        chi2, effective_sample_fraction.
         """
         report: dict[str, dict[str, float]] = {}
         for plan_of_term, weight in zip(plan.terms, self.weights(step), strict=True):

@@ -28,6 +28,9 @@ CHANGEABLE = (
     "replay.lease_timeout_s",
     "replay.wait_timeout_s",
     "replay.ticket_timeout_s",
+    "replay.memory_bytes",
+    "replay.held_bytes",
+    "replay.journal_bytes",
 )
 """What may differ when a run is continued; anything else would mix two experiments in one history."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -70,11 +71,15 @@ def open_run(config: RunConfig, root: Path, *, resume: bool) -> tuple[RunFiles, 
 
 
 def weights_directory(config: RunConfig, files: RunFiles) -> Path:
-    """The folder of published versions: configured, else shared memory, else the run's own folder."""
+    """The folder of published versions: configured, else shared memory, else the run's own folder.
+
+    Its name tells users and run folders apart: runs of one name may train on one machine at the same time.
+    """
     base = config.weights.directory
     if base is None:
         base = "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else str(files.state)
-    return Path(base) / f"braid-{files.root.name}-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    owner = f"{os.getuid() if hasattr(os, 'getuid') else 0} {files.root}"
+    return Path(base) / f"braid-{files.root.name}-{hashlib.sha256(owner.encode()).hexdigest()[:8]}"
 
 
 def make_spec(config: RunConfig, files: RunFiles, model_path: Path, incarnation: int) -> RunSpec:

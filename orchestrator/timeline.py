@@ -181,6 +181,8 @@ def _event(timeline: Timeline, time: float, event: Mapping[str, Any]) -> None:
         who = LEARNER if kind.startswith(LEARNER) else str(event.get("box", role))
         timeline.slice(who, "away", kind, time, event["seconds"], details)
         return
+    if kind == "trained":  # told of each step already
+        return
     if kind != "activated":
         timeline.moment(role, "events", kind, time, details)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from learner.companions.config import TeacherConfig
-from learner.config import OnPolicyDistillation, Term
+from learner.config import OnPolicyDistillation, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes import _small
 from recipes._guided import ON_POLICY, guided_run
@@ -18,10 +18,7 @@ def kepo() -> RunConfig:
     """
     return guided_run(
         "kepo",
-        rules=[
-            {"rule": "grow_failed", "num": 1, "max": 4, "context": {"kind": "hint", "amount": 0.75}},
-            "drop_constant",
-        ],
-        terms=(ON_POLICY, Term(loss=OnPolicyDistillation(), members="right", weight=0.1)),
+        rules=[{"rule": "grow_failed", "num": 1, "max": 4, "context": {"kind": "hint", "amount": 0.75}}],
+        terms=(ON_POLICY, Term(loss=OnPolicyDistillation(), members="right", weight=Schedule(start=0.1))),
         learner=_small.adam(1e-5).model_copy(update={"teacher": TEACHER}),
     )

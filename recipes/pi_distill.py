@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.config import NegativeLogLikelihood, RatioSurrogate, Term
+from learner.config import NegativeLogLikelihood, RatioSurrogate, Schedule, Term
 from orchestrator.config import RunConfig
 from recipes._guided import guided_run
 
@@ -25,6 +25,6 @@ def pi_distill() -> RunConfig:
         guidance={"contexts": halves},
         terms=(
             Term(loss=RatioSurrogate(), advantage="centered"),
-            Term(loss=NegativeLogLikelihood(), weight=PULL),
+            Term(loss=NegativeLogLikelihood(), weight=Schedule(start=PULL)),
         ),
     )

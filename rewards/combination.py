@@ -170,14 +170,22 @@ def _effective(
     config: RewardConfig, component: RewardComponent, verdict: Verdict, verdicts: Parts
 ) -> tuple[Verdict, Literal["open", "closed", "unknown"]]:
     """A component's verdict after its gates have had their say, and their state: one closed gate is enough."""
-    unknown = None
-    for name in component.gates:
-        gate = verdicts[name]
-        if gate.score is None:
-            unknown = unknown or gate
-        elif gate.status is not Status.SCORED or gate.score <= config.components[name].opens_above:
-            return verdict, "closed"
+    gates = [verdicts[name] for name in component.gates]
+    if any(_is_closed(config, name, verdicts[name]) for name in component.gates):
+        return verdict, "closed"
+    unknown = next((gate for gate in gates if gate.score is None), None)
     return (verdict, "open") if unknown is None else (Verdict.unscored(unknown.status), "unknown")
+
+
+def is_shut(config: RewardConfig, name: str, verdicts: Parts) -> bool:
+    """Whether a gate of this component is closed, so that it will count for nothing whatever it says."""
+    return any(_is_closed(config, gate, verdicts[gate]) for gate in config.components[name].gates)
+
+
+def _is_closed(config: RewardConfig, gate: str, verdict: Verdict) -> bool:
+    if verdict.score is None:
+        return False
+    return verdict.status is not Status.SCORED or verdict.score <= config.components[gate].opens_above
 
 
 def _component_score(verdict: Verdict, floor: float) -> float | None:

@@ -72,11 +72,15 @@ METRICS: dict[str, Metric] = {
     "computed_tokens": Metric("tokens", "sum", "Tokens the model computed; shared prompts count once."),
     "model_flop": Metric("FLOP", "sum", "Arithmetic of the weights on those tokens; without attention."),
     "train_phase/*_s": Metric("s", "sum", "Time of one phase of the optimizer step on rank 0."),
+    "resets": Metric("1", "sum", "Steps that began with a reset of reference or optimizer."),
     "term/*/loss": Metric("1", "last", "Value of this term before its weight."),
     "term/*/weight": Metric("1", "last", "Weight of this term at this step."),
     "term/*/num_tokens": Metric("tokens", "sum", "Tokens this term is normalised by."),
     "term/*/num_sequences": Metric("sequences", "sum", "Sequences with at least one token in this term."),
     "term/*/clip_fraction": Metric("share", "last", "Tokens without gradient because their ratio left its bounds."),
+    "term/*/target_kl_mean": Metric(
+        "nats", "last", "KL from the target to the policy, of sequences, weighted by tokens (GDC, f-DPG)."
+    ),
     "term/*/protected_fraction": Metric("share", "last", "Unlikely tokens kept from being pushed down (Lp-Reg)."),
     "term/*/ratio_mean": Metric("1", "last", "Mean importance ratio, learner over sampling policy; near 1."),
     "term/*/effective_sample_fraction": Metric("share", "last", "Share of tokens the weighted ones are worth."),

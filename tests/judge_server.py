@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import zlib
 from collections.abc import Callable, Mapping
@@ -60,8 +61,8 @@ def opinionated(body: dict[str, Any], _: Mapping[str, str]) -> tuple[int, Any]:
     if "first wrong step" in system:
         return chat(f"\\boxed{{{-1 if liking < 50 else 0}}}")
     if "compare two texts" in system:
-        first, second = (part.rpartition("```\n")[2] for part in user.split("\n```")[1:3])
-        likings = [zlib.crc32(text.encode()) % 11 for text in (first, second)]
+        texts = re.findall(r" text:\n`+\n(.*?)\n`+(?:\n|$)", user, re.S)
+        likings = [zlib.crc32(text.encode()) % 11 for text in texts]
         return chat(json.dumps(dict(zip(("first", "second"), likings, strict=True))))
     if "grade an answer" in system:
         return chat(json.dumps({"levels": {"right": liking % 2, "plain": liking % 3}}))

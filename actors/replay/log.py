@@ -168,6 +168,8 @@ class BlockStore:
         self._folder, self._fsync, self._max_file_bytes = folder, fsync, max_file_bytes
         folder.mkdir(parents=True, exist_ok=True)
         self._open: dict[str, Any] = {}
+        self._names: dict[str, str] = {}
+        """Of the open files; one text for all blocks in a file, because millions of groups hold it."""
         self._unsynced: set[str] = set()
         numbers = [int(p.stem.rpartition("-")[2]) for p in folder.glob("*.blk")]
         self._next_number = max(numbers, default=-1) + 1
@@ -188,11 +190,10 @@ class BlockStore:
             file.truncate(offset)
             file.seek(offset)
             raise OSError(f"{file.name}: {written} of {len(block)} bytes of a group were written: disk full?")
-        name = Path(file.name).name
         self._unsynced.add(series)
         if self._fsync == "always":
             self.sync()
-        return [name, offset, len(data)]
+        return [self._names[series], offset, len(data)]
 
     def read(self, blob: Sequence[Any]) -> bytes | None:
         """The block at that place; None when the file is gone or the block is not intact."""
@@ -242,6 +243,7 @@ class BlockStore:
         file = (self._folder / f"{series}-{self._next_number}.blk").open("wb", buffering=0)
         self._next_number += 1
         self._open[series] = file
+        self._names[series] = Path(file.name).name
         _sync_folder(self._folder)
         return file
 

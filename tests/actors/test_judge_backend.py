@@ -9,7 +9,7 @@ import pytest
 
 from actors.judge_backend import JudgeBackend
 from actors.reward_worker import RewardWorker
-from rewards.config import RewardComponent, RewardConfig
+from rewards.config import PoolConfig, RewardComponent, RewardConfig
 from rewards.judges.admission import MASTER_KEYS, NotAdmittedError
 from rewards.task import Task
 from rewards.verdict import Status
@@ -112,6 +112,24 @@ def test_a_group_is_one_call_and_one_fault():
     with JudgeServer(lambda *_: chat("no idea")) as server:
         verdicts, _ = score(reward(server.url, "judge_listwise", "group", num_attempts=1), "5", "6")
     assert {v.status for v in verdicts} == {Status.JUDGE_ERROR}
+
+
+def test_a_judge_behind_a_gate_is_asked_about_answers_that_pass_it_only():
+    def reply(body, _):
+        assert "It is 5" in body["messages"][-1]["content"]
+        return chat("\\boxed{0}")
+
+    with JudgeServer(reply) as server:
+        service = {"kind": "endpoint", "model": "m", "url": server.url}
+        parts = {
+            "correct": RewardComponent(verifier="final_number"),
+            "flawed": RewardComponent(verifier="judge_first_error", weight=-0.5, gate="correct", pool="judge"),
+        }
+        config = RewardConfig(components=parts, pools={"judge": PoolConfig(service=service)})
+        verdicts, _ = score(config, "It is 5", "It is 6", "?")
+    assert [v.score for v in verdicts] == [0.5, 0.0, 0.0]
+    assert (verdicts[1].components["flawed"], verdicts[1].extras["gated"]) == (None, ["flawed"])
+    assert len(server.bodies) == 1
 
 
 class TestAdmission:

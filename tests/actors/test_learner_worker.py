@@ -312,7 +312,7 @@ async def test_a_failing_rank_commits_nothing():
 async def test_a_refused_commit_publishes_nothing(monkeypatch):
     ports = FakePorts()
 
-    async def refuse(step: int, lease_id: str, *, dropped: Mapping[str, str] | None = None) -> None:
+    async def refuse(step: int, lease_id: str, **told: Mapping[str, object]) -> None:
         raise ValueError("the lease expired")
 
     monkeypatch.setattr(ports, "commit", refuse)

@@ -2,7 +2,11 @@ import re
 
 import pytest
 
+from learner.config import ClippedSurrogate, Term
+from orchestrator.config import RunConfig
+from orchestrator.run_files import RunFiles, weights_directory
 from orchestrator.run_folders import UnknownRunError, find_run, new_run_folder
+from rewards.config import TaskConfig
 
 
 @pytest.fixture
@@ -38,3 +42,11 @@ def test_an_unknown_run_suggests_the_nearest(runs):
         find_run("zzzzzz", runs)
     with pytest.raises(UnknownRunError, match="no run 'no-run'"):
         find_run("no-run", runs)
+
+
+def test_runs_of_one_name_keep_their_weights_apart(tmp_path):
+    config = RunConfig(model="tiny", tasks=TaskConfig(source="arithmetic"), terms=(Term(loss=ClippedSurrogate()),))
+    one, other = (weights_directory(config, RunFiles(tmp_path / place / "run")) for place in ("a", "b"))
+    assert one != other
+    assert one == weights_directory(config, RunFiles(tmp_path / "a" / "run"))
+    assert one.name.startswith("braid-run-")

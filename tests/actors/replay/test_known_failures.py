@@ -1,11 +1,15 @@
 """Ways in which replay buffers of other systems lost, starved or repeated data, each as a regression test."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 from actors.ports import StaleEpochError
+from actors.replay.config import TableConfig
+from actors.replay.limiter import may_collect, usable
 from actors.replay.records import Status
-from rewards.trajectory import PolicyVersion
+from rewards.trajectory import PolicyVersion, Source
 from tests.actors.replay.drivers import WORKER, drops, expert, ids, lease, live, make_core, store, take, train
 
 
@@ -77,6 +81,33 @@ def test_preloading_does_not_jam_admission():
     assert core.admission().due == 0
     train(core, 5)
     assert core.state.num(Status.READY, "expert") == 500
+
+
+def test_imports_do_not_jam_a_rule_for_reuse():
+    """A limiter that counted preloaded groups as inserts let nothing in or out until they were used up (reverb 134)."""
+    table = TableConfig(uses_per_insert=Fraction(1), slack=Fraction(2), min_groups=1)
+    core = make_core(groups_per_update=2, quotas={"own_past": "1/2"}, tables={"own_past": table})
+    core.preload([expert(f"p{i}", Source.OWN_PAST) for i in range(50)])
+    row = core.state.reuse["own_past"]
+    assert may_collect(table, row.inserted, row.sampled, 50)
+    assert usable(table, row.inserted, row.sampled, 50) == 1
+    batches = train(core, 4)
+    assert sum(name.startswith("p") for batch in batches for name in batch) >= 1
+    assert row.inserted > 0  # right answers of live groups went in beside them
+
+
+def test_priorities_of_a_lease_that_is_gone_change_nothing():
+    """A learner that was too slow once changed the priority of groups that others had trained on since (ray 6534)."""
+    table = TableConfig(order="prioritised", priority="ratio")
+    core = make_core(groups_per_update=1, quotas={"expert": 1}, tables={"expert": table}, lease_timeout_s=1.0)
+    core.preload([expert("e0")])
+    slow = lease(core, now=0.0)
+    core.expire(2.0)
+    quick = lease(core, now=2.0)
+    core.commit(0, quick.lease_id, measured={"e0": {"ratio": 0.25}})
+    with pytest.raises(StaleEpochError):
+        core.commit(0, slow.lease_id, measured={"e0": {"ratio": 9.0}})
+    assert core.state.entries["e0"].priority == 0.25
 
 
 def test_a_consumer_that_dies_between_fetch_and_training_loses_nothing():
