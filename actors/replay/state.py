@@ -412,9 +412,11 @@ class ReplayState:
     def _index(self, entry: Entry) -> None:
         self.uses_left[entry.source] += entry.uses_left
         self.held_bytes += entry.num_bytes if entry.status in HELD else 0
+        if entry.status in OPEN and entry.source not in self.queues:  # a leased group makes its source known as well
+            self.queues[entry.source] = self._make_queue(entry.source)
         if entry.status is not Status.READY:
             return
-        queue = self.queues.setdefault(entry.source, self._make_queue(entry.source))
+        queue = self.queues[entry.source]
         queue.add(_candidate(entry))
         if entry.version is not None:
             self.ready_by_version.setdefault((entry.source, entry.version), set()).add(entry.group_id)

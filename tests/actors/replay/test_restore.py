@@ -287,3 +287,17 @@ def test_a_process_that_replaces_another_of_the_same_start_keeps_tickets_and_lea
     resumed = opened(1)
     assert resumed.state.steps_committed == 1
     assert not resumed.state.tickets
+
+
+def test_leased_groups_of_a_snapshot_still_count_for_admission(tmp_path):
+    def opened():
+        log = ReplayLog(tmp_path, fsync="never")
+        return ReplayCore(ReplayConfig(groups_per_update=2, max_age=0), log=log, incarnation=0)
+
+    core = opened()
+    core.announce_version(PolicyVersion(0), 0)
+    store(core, 0, 0)
+    lease(core)
+    core.snapshot()
+    assert core.take_ticket("rollout-0", 2, 0.0) is None
+    assert opened().take_ticket("rollout-0", 2, 0.0) is None, "the batch in training was forgotten"
