@@ -59,10 +59,6 @@ def test_workers_join_and_leave_a_run_that_trains(tmp_path, settings):
     run.wait_for_step(2)
     assert "1 -> 4" in run.scale("rollout=4")
     run.wait_for_events("rollout_joined", 3)
-    assert "reward workers: 1 -> 3" in run.scale("reward=3")
-    run.wait_for_step(run.step() + 2)
-    assert "reward workers: 3 -> 1" in run.scale("reward=1")
-    run.wait_for_step(run.step() + 2)
     assert "4 -> 1" in run.scale("rollout=1")
     run.wait_for_events("rollout_left", 3)
     run.wait_for_step(run.step() + 2)
@@ -70,6 +66,19 @@ def test_workers_join_and_leave_a_run_that_trains(tmp_path, settings):
     run.interrupt()
     assert run.wait(90) == 0, run.log
     assert not [line for line in run.lines("events.jsonl") if line["kind"] == "rollout_lost"]
+    assert_sound(run, run.summary()["step"])
+
+
+@pytest.mark.soak
+def test_reward_workers_join_and_leave_a_run_that_trains(tmp_path, settings):
+    run = Run(tmp_path, "judges", settings=settings("num_steps=500"))
+    run.wait_for_step(2)
+    assert "reward workers: 1 -> 3" in run.scale("reward=3")
+    run.wait_for_step(run.step() + 2)
+    assert "reward workers: 3 -> 1" in run.scale("reward=1")
+    run.wait_for_step(run.step() + 2)
+    run.interrupt()
+    assert run.wait() == 0, run.log
     assert_sound(run, run.summary()["step"])
 
 
