@@ -10,18 +10,15 @@ from orchestrator.preflight import (
     PreflightError,
     answer_problems,
     companion_problems,
-    core_problems,
-    engine_problems,
     evaluation_problems,
     expert_problems,
     help_problems,
-    placement_problems,
     preflight,
     prompt_problems,
-    resource_problems,
     source_problems,
     unread_problems,
 )
+from orchestrator.preflight_machine import core_problems, engine_problems, placement_problems, resource_problems
 from orchestrator.resources import Available
 from rewards.task import ExpertResponse, Task, TaskSet
 from tests.orchestrator.small_model import POSITIONS, save_small_model
@@ -236,7 +233,7 @@ def test_engine_options_that_fit():
 
 
 def test_vllm_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr("orchestrator.preflight.find_spec", lambda name: None)
+    monkeypatch.setattr("orchestrator.preflight_machine.find_spec", lambda name: None)
     (problem,) = engine_problems(config())
     assert "vllm is not installed" in problem
     assert not list(engine_problems(config("rollout.engine.kind=transformers")))
