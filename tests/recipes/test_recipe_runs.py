@@ -25,11 +25,19 @@ SMALL = (
 )
 
 SLOW = {
+    "agent_rlvr",
+    "arpo_gui",
+    "bepa",
+    "brorl",
+    "dars_b",
+    "dars_hw",
     "decoupled_ppo",
     "demo_regularized",
+    "difficulty_band",
+    "difficulty_pools",
     "diversity_precision",
-    "dpo_expert",
     "dph_rl",
+    "dpo_expert",
     "dppo_kl",
     "dro",
     "fdpg",
@@ -38,6 +46,7 @@ SLOW = {
     "grpo_passk",
     "mdpo",
     "mis",
+    "npr",
     "opmd_soft",
     "opsm",
     "otr",
@@ -47,20 +56,22 @@ SLOW = {
     "rl_plus",
     "rover",
     "seq_mask_tis",
+    "signal_priority",
     "sophia",
     "spin",
     "stable_reinforce",
+    "sws",
     "unbiased_kl",
     "visurf",
     "vtrace",
 }
-"""All of their machinery runs in other recipes."""
+"""All of their machinery runs in other recipes, or they sample for long until their rules have what they want."""
 
 JUDGED = {"brpo", "fapo", "j1", "ppr", "reward_dance", "rlbff", "rlmt", "rubric_anchors", "spark"}
 """They ask a model the user names, or train one that judges: see test_judged_recipes."""
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "name",
     [
