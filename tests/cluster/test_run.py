@@ -69,7 +69,6 @@ def test_workers_join_and_leave_a_run_that_trains(tmp_path, settings):
     assert_sound(run, run.summary()["step"])
 
 
-@pytest.mark.soak
 def test_reward_workers_join_and_leave_a_run_that_trains(tmp_path, settings):
     run = Run(tmp_path, "judges", settings=settings("num_steps=500"))
     run.wait_for_step(2)
