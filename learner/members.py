@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learner.config import Term
-from learner.ratios import MAX_LOG_RATIO
+from learner.ratios import log_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def member_sums(columns: Mapping[str, Tensor], terms: Sequence[tuple[str, Term]]
     places, logprobs = columns["sequence_ids"].long(), columns["logprobs"].detach()
     behavior = columns.get("behavior_logprobs", torch.full_like(logprobs, torch.nan))
     known = torch.isfinite(behavior)
-    ratio = torch.where(known, logprobs - behavior, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().double()
+    ratio = log_ratio(logprobs, behavior, known).exp().double()
     trained = clipped = torch.zeros_like(known)
     for label, term in terms:
         mask = columns[f"{label}/token_scale"] != 0

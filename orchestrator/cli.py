@@ -87,6 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_submit(add)
     _add_before_a_run(add)
     _add_during_a_run(add)
+    _add_measuring(add)
+    _add_for_models(add)
     _add_after_a_run(add)
     return parser
 
@@ -300,7 +302,7 @@ def _add_during_a_run(add: argparse._SubParsersAction) -> None:
     _add_runs(parser)
 
 
-def _add_after_a_run(add: argparse._SubParsersAction) -> None:
+def _add_measuring(add: argparse._SubParsersAction) -> None:
     parser = _command(
         add,
         "eval",
@@ -345,6 +347,8 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     parser.add_argument("--max-length", type=int, default=4096, metavar="N", help="tokens (default: 4096)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
+
+def _add_for_models(add: argparse._SubParsersAction) -> None:
     parser = _command(
         add,
         "export",
@@ -379,6 +383,8 @@ def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--base", type=Path, metavar="MODEL", help="what all of them were trained from, for ram")
 
+
+def _add_after_a_run(add: argparse._SubParsersAction) -> None:
     parser = _command(
         add,
         "report",

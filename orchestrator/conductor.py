@@ -264,7 +264,7 @@ class Conductor:
                     if ends_at is not None:  # the clock of the new group has begun anew
                         self._limit = asyncio.ensure_future(self._stop_learner_in(ends_at - time.monotonic()))
                 return await self._parts.learner.run()
-            except Exception as fault:
+            except Exception as fault:  # raised on unless it tells of a lost process, which another group replaces
                 if self._num_rebuilds >= self._parts.max_respawns or not await self._parts.learners.is_lost(fault):
                     raise
                 self._num_rebuilds += 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evaluate_model import SplitResult
+from orchestrator.run_log import read
 from rewards.run_statistics import AGGREGATES, aggregate, performance_profile, probability_of_improvement
 from rewards.statistics import Estimate
 
@@ -135,14 +136,8 @@ def _rng() -> np.random.Generator:
 
 def _read(path: Path) -> list[Cell]:
     """Cells of a file; a last line that was cut short is left out."""
-    if not path.exists():
-        return []
     cells = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for data in read(path):
         results = {name: _result(part) for name, part in data["results"].items()}
         cells.append(Cell(data["setting"], data["target"], data["task_set"], data["key"], results))
     return cells

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from actors.replay.log import BlockStore, read_journal
 from orchestrator.run_files import RunFiles
-from orchestrator.run_log import EVENTS_FILE
+from orchestrator.run_log import EVENTS_FILE, read
 from rewards.codec import decode_group
 from rewards.trajectory import Group, Role, Trajectory
 
@@ -193,9 +192,7 @@ def _member(t: Trajectory, *, in_full: bool) -> Iterator[str]:
 def _trained(files: RunFiles, step: int, group_id: str, member: str | None) -> Iterator[str]:
     """How far the policy had moved on the members when they were trained, and how much of them was clipped."""
     records: list[Any] = []
-    path = files.root / EVENTS_FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
-        event = json.loads(line)
+    for event in read(files.root / EVENTS_FILE):
         if event["kind"] == "trained" and event["step"] == step:  # the last one: a step may have been rolled back
             records = event["groups"].get(group_id, [])
     for number, (tokens, ratio, clipped) in enumerate(records):
